@@ -1,0 +1,1 @@
+"""tar + zstd, synchronous and free of network: folders in, bytes out, and back."""

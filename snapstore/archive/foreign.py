@@ -1,0 +1,200 @@
+"""Archives that others made, by streaming: `tarfile` as the parser, our own writer behind it.
+
+Made by ``tar --zstd``, by bsdtar, by the older system: no table of contents, any order, any dialect that Python's
+`tarfile` reads. Nothing is known of them beforehand, and only zstd's own checksums (if any) guard them.
+"""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+import zstandard
+
+from snapstore.archive import tar
+from snapstore.archive.extract import TreeWriter
+from snapstore.archive.names import to_bytes, to_text
+from snapstore.errors import ArchiveDamaged, UnsafeMember
+from snapstore.model import Member, MemberType
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_CHUNK = 1 << 20
+_XATTR = "SCHILY.xattr."
+_TEXT_ACL = "SCHILY.acl."
+
+
+class ForeignMember(NamedTuple):
+    header: tar.Header
+    content: IO[bytes] | None
+    """A regular file's, to be read before the next member is asked for."""
+    has_text_acl: bool
+
+
+class Decompressed(io.RawIOBase):
+    """The raw bytes of zstd frames, which ``read`` gives in pieces. ArchiveDamaged where one is cut short.
+
+    Windows of over 128 MiB are refused, as zstd itself does unless told otherwise.
+    """
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self._read = read
+        self._pending: list[memoryview] = []
+        self._decompressor: zstandard.ZstdDecompressionObj | None = None
+        self._began = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: "WriteableBuffer", /) -> int:
+        while not self._pending:
+            if not self._refill():
+                return 0
+        view = memoryview(target).cast("B")
+        first = self._pending[0]
+        size = min(len(view), len(first))
+        view[:size] = first[:size]
+        if size == len(first):
+            self._pending.pop(0)
+        else:
+            self._pending[0] = first[size:]
+        return size
+
+    def _refill(self) -> bool:
+        compressed = self._read()
+        if not compressed:
+            if self._decompressor is not None:
+                raise ArchiveDamaged("the archive is cut short")
+            if not self._began:
+                raise ArchiveDamaged("the archive is empty")
+            return False
+        self._began = True
+        try:
+            while compressed:
+                if self._decompressor is None:
+                    self._decompressor = zstandard.ZstdDecompressor().decompressobj(write_size=_CHUNK)
+                raw = self._decompressor.decompress(compressed)
+                if raw:
+                    self._pending.append(memoryview(raw))
+                compressed = b""
+                if self._decompressor.eof:
+                    compressed = self._decompressor.unused_data
+                    self._decompressor = None
+        except zstandard.ZstdError as error:
+            raise ArchiveDamaged(f"the archive cannot be decompressed: {error}") from error
+        return True
+
+
+def read_members(stream: Decompressed) -> Iterator[ForeignMember]:
+    """All members in order; the stream is read to its end. ArchiveDamaged for what cannot be parsed."""
+    try:
+        with tarfile.open(
+            fileobj=io.BufferedReader(stream, _CHUNK),
+            mode="r|",
+            bufsize=_CHUNK,
+            encoding="utf-8",
+            errors="surrogateescape",
+        ) as archive:
+            for info in archive:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member that it has seen
+                yield _member(archive, info)
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        raise ArchiveDamaged(f"the archive is no tar that can be read: {error}") from error
+    while stream.read(_CHUNK):
+        pass  # behind the tar's end: read all the same, so that a damaged end is noticed
+
+
+def _member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> ForeignMember:
+    kind = _kind(info)
+    header = tar.Header(
+        path=clean_name(info.name) if kind == "d" else clean_name(info.name, root=False),
+        type=kind,
+        size=info.size if kind == "f" else 0,
+        mode=info.mode & 0o7777,
+        uid=info.uid,
+        gid=info.gid,
+        mtime=_mtime(info),
+        link=_link(info, kind),
+        device=(info.devmajor, info.devminor),
+        xattrs=tuple(
+            (tar.decode_xattr_name(to_bytes(keyword[len(_XATTR) :])), to_bytes(value))
+            for keyword, value in info.pax_headers.items()
+            if keyword.startswith(_XATTR)
+        ),
+    )
+    if min(header.size, header.uid, header.gid, *header.device) < 0:
+        raise UnsafeMember(info.name, "it has a negative size, owner or device number")
+    has_text_acl = any(keyword.startswith(_TEXT_ACL) for keyword in info.pax_headers)
+    return ForeignMember(header, archive.extractfile(info) if kind == "f" else None, has_text_acl)
+
+
+def _kind(info: tarfile.TarInfo) -> MemberType:
+    if info.isreg():
+        return "f"
+    kinds: dict[bytes, MemberType] = {
+        tarfile.LNKTYPE: "h",
+        tarfile.SYMTYPE: "l",
+        tarfile.DIRTYPE: "d",
+        tarfile.FIFOTYPE: "p",
+        tarfile.CHRTYPE: "c",
+        tarfile.BLKTYPE: "b",
+    }
+    if info.type not in kinds:
+        raise UnsafeMember(info.name, f"it is of type {info.type!r}, which snapstore does not know")
+    return kinds[info.type]
+
+
+def clean_name(name: str, *, root: bool = True) -> bytes:
+    """``./a/b/`` as ``a/b``: tar programs name members in both ways. The writer checks the rest."""
+    if name.startswith("/"):
+        return to_bytes(name)
+    cleaned = "/".join(part for part in name.split("/") if part not in ("", "."))
+    return to_bytes(cleaned or ("." if root else ""))
+
+
+def _link(info: tarfile.TarInfo, kind: MemberType) -> bytes:
+    if kind == "h":
+        return clean_name(info.linkname, root=False)
+    return to_bytes(info.linkname) if kind == "l" else b""
+
+
+def _mtime(info: tarfile.TarInfo) -> int:
+    exact = info.pax_headers.get("mtime")
+    return tar.parse_time(exact.encode()) if exact else int(info.mtime) * 1_000_000_000
+
+
+def write(member: ForeignMember, writer: TreeWriter) -> None:
+    """One member onto the disk."""
+    header, content, has_text_acl = member
+    if has_text_acl:
+        writer.notes.add("left out ACLs in text form, which name users instead of numbering them", to_text(header.path))
+    if content is None:
+        writer.add(header)
+        return
+    place = writer.begin_file(header)
+    position = 0
+    while chunk := content.read(_CHUNK):
+        writer.write_content(place, chunk, 0, len(chunk), position)
+        position += len(chunk)
+    if position != header.size:
+        raise ArchiveDamaged(f"{place.path!r} is cut short")
+    writer.finish_file(place, header)
+
+
+def as_listed(header: tar.Header) -> Member:
+    """A member as listings show it."""
+    return Member(
+        to_text(header.path),
+        header.type,
+        0,
+        header.size,
+        header.mode,
+        header.uid,
+        header.gid,
+        header.mtime,
+        0,
+        0,
+        to_text(header.link),
+        tuple(to_text(name) for name, _ in header.xattrs),
+    )

@@ -1,0 +1,315 @@
+"""A plan into raw frames: headers and file bytes, read straight into the buffers that will be compressed.
+
+The cuts are FORMAT.md's: members that fit share frames of up to 4 MiB; a larger file has frames of its own, cut every
+4 MiB of its content. A file that fits is read until two looks at it agree, three times at most; a larger one is padded
+or cut to the size that its header already gives. Both are reported when they changed.
+"""
+
+import errno
+import os
+import stat
+from collections import deque
+from collections.abc import Generator, Iterator
+
+import msgspec
+
+from snapstore.archive import tar
+from snapstore.archive.names import to_bytes, to_text
+from snapstore.archive.plan import FRAME, Plan, hard_link
+from snapstore.archive.source import NotRegular, Source, Xattrs, describe, read_xattrs
+from snapstore.errors import SourceUnreadable
+from snapstore.model import Member, OnError, Problem
+
+_HEADROOM = 64 << 10
+_TRIES = 3
+_ZEROS = bytes(FRAME)
+
+
+class RawFrame:
+    """Tar bytes of one frame: the first ``length`` of ``buffer``."""
+
+    __slots__ = ("buffer", "content", "length", "members")
+
+    def __init__(self, buffer: bytearray) -> None:
+        self.buffer = buffer
+        self.length = 0
+        self.members: list[Member] = []
+        """Those whose headers begin here. A large file's changes once more when its last frame has been read."""
+        self.content = 0
+        """Bytes of file content in it, for progress."""
+
+    def append(self, block: bytes) -> None:
+        end = self.length + len(block)
+        self.buffer[self.length : end] = block
+        self.length = end
+
+    def skip(self, size: int) -> None:
+        """Content of ``size`` bytes, which stands there already."""
+        self.length += size
+        self.content += size
+
+    def pad(self, size: int) -> None:
+        """The zeros behind content of ``size`` bytes; buffers are used again, so they are written."""
+        self.append(bytes(tar.padding(size)))
+
+
+class Buffers:
+    """Frame buffers, used again and again: making one costs more than filling it. Any thread may take and give."""
+
+    def __init__(self) -> None:
+        self._free: deque[bytearray] = deque()
+
+    def take(self, size: int = FRAME) -> bytearray:
+        if size > FRAME + _HEADROOM:
+            return bytearray(size)  # headers with large attributes; rare, so not kept
+        try:
+            return self._free.pop()
+        except IndexError:
+            return bytearray(FRAME + _HEADROOM)
+
+    def give(self, buffer: bytearray) -> None:
+        if len(buffer) == FRAME + _HEADROOM:
+            self._free.append(buffer)
+
+
+class Packer:
+    """Reads a plan's members from their source; `frames` is run once, in one thread at a time."""
+
+    def __init__(self, source: Source, plan: Plan, buffers: Buffers, *, on_error: OnError = "fail") -> None:
+        self._source = source
+        self._plan = plan
+        self._buffers = buffers
+        self._on_error = on_error
+        self._frame = RawFrame(buffers.take())
+        self.problems: list[Problem] = []
+        self.entries = 0
+        self.content_size = 0
+
+    def frames(self) -> Generator[RawFrame, None, None]:
+        """All frames in order, the end frame last. SourceUnreadable with ``on_error="fail"``."""
+        plan = self._plan
+        plan.files.reverse()
+        while plan.files:
+            # Taken from the list as they are packed, so that the plan shrinks while the table of contents grows.
+            yield from self._pack_file(plan.files.pop())
+        for links in plan.links.values():
+            for member in links:
+                yield from self._add(member, self._encode(member))
+        for member in plan.others:
+            yield from self._pack_other(member)
+        if self._frame.length:
+            yield self._next_frame()
+        self._frame.append(tar.END)
+        yield self._frame
+
+    def _pack_file(self, planned: Member) -> Iterator[RawFrame]:
+        """One file; where its name is gone or unreadable, the next of its hard links stands in for it."""
+        names = deque([planned, *self._plan.links.pop(planned.path, ())])
+        while names:
+            path = names.popleft().path
+            try:
+                descriptor = self._source.open_file(path)
+            except OSError as error:
+                self._report(path, error)
+                continue
+            try:
+                yield from self._read_file(path, descriptor)
+                if names:
+                    self._plan.links[path] = [hard_link(member, path) for member in names]
+                return
+            except OSError as error:
+                # Nothing of it is in a frame yet: content is read before it is listed.
+                self._report(path, error)
+            finally:
+                os.close(descriptor)
+
+    def _read_file(self, path: str, descriptor: int) -> Iterator[RawFrame]:
+        for _ in range(_TRIES):
+            before = os.fstat(descriptor)
+            xattrs = read_xattrs(descriptor)
+            member = _file_member(path, before, xattrs)
+            blocks = self._encode(member, xattrs)
+            total = len(blocks) + member.size + tar.padding(member.size)
+            if total > FRAME:
+                yield from self._read_large(member, blocks, descriptor, before)
+                return
+            if self._frame.length + total > FRAME:
+                yield self._next_frame()
+            size = self._read_chunk(len(blocks), member.size, descriptor)
+            if size == member.size and _same(before, os.fstat(descriptor)):
+                break
+        else:
+            member = msgspec.structs.replace(member, size=size, warning="changed")
+            blocks = self._encode(member, xattrs)
+            self.problems.append(Problem(path, "changed", "it kept changing while it was read"))
+        self._list(member)
+        self._frame.append(blocks)
+        self._frame.skip(size)
+        self._frame.pad(size)
+
+    def _read_large(self, member: Member, blocks: bytes, descriptor: int, before: os.stat_result) -> Iterator[RawFrame]:
+        if self._frame.length:
+            yield self._next_frame()
+        if len(blocks) > _HEADROOM:
+            self._buffers.give(self._frame.buffer)
+            self._frame = RawFrame(self._buffers.take(FRAME + len(blocks)))
+        sparse = before.st_blocks * 512 < before.st_size
+        length = min(FRAME, member.size)  # less than a frame where it was the headers that did not fit as well
+        missing = self._read_chunk(len(blocks), length, descriptor, sparse=sparse) < length
+        self._list(member)
+        members = self._frame.members
+        self._frame.append(blocks)
+        self._frame.skip(length)
+        for position in range(FRAME, member.size, FRAME):
+            yield self._next_frame()
+            length = min(FRAME, member.size - position)
+            try:
+                missing |= self._read_chunk(0, length, descriptor, position, sparse=sparse) < length
+            except OSError as error:
+                # Its header is on its way and cannot be taken back: the rest is padded like that of a file cut short.
+                self._report(member.path, error)
+                missing = True
+            self._frame.skip(length)
+        self._frame.pad(member.size)
+        if missing or not _same(before, os.fstat(descriptor)):
+            members[0] = msgspec.structs.replace(members[0], warning="changed")
+            self.problems.append(Problem(member.path, "changed", "it was written to while it was read"))
+        yield self._next_frame()
+
+    def _read_chunk(self, ahead: int, length: int, descriptor: int, position: int = 0, *, sparse: bool = False) -> int:
+        """Read content to where it will stand, ``ahead`` bytes on in the frame; returns how much there was.
+
+        What is missing, and holes, become zeros. Whatever is read counts only once the frame's length is moved.
+        """
+        start = self._frame.length + ahead
+        with memoryview(self._frame.buffer) as whole, whole[start : start + length] as view:
+            if sparse:
+                return _read_sparse(descriptor, view, position)
+            read = _read_dense(descriptor, view, position)
+            if read < length:
+                view[read:] = bytes(length - read)
+            return read
+
+    def _pack_other(self, member: Member) -> Iterator[RawFrame]:
+        device = (0, 0)
+        xattrs: Xattrs = ()
+        try:
+            if member.type == "d":
+                xattrs = self._source.folder_xattrs(member.path)
+            elif member.type in ("c", "b"):
+                number = self._source.lstat(member.path).st_rdev
+                device = (os.major(number), os.minor(number))
+            if member.type in ("p", "c", "b"):
+                xattrs = self._source.special_xattrs(member.path)
+        except OSError as error:
+            self._report(member.path, error)
+            return
+        if xattrs:
+            member = msgspec.structs.replace(member, xattrs=_names(xattrs))
+        yield from self._add(member, self._encode(member, xattrs, device))
+
+    def _add(self, member: Member, blocks: bytes) -> Iterator[RawFrame]:
+        """A member without content."""
+        if self._frame.length + len(blocks) > FRAME:
+            yield self._next_frame()
+        self._list(member)
+        self._frame.append(blocks)
+
+    def _list(self, member: Member) -> None:
+        self._frame.members.append(msgspec.structs.replace(member, offset=self._frame.length))
+        self.entries += 1
+        self.content_size += member.size
+
+    def _next_frame(self) -> RawFrame:
+        """The frame that is full; a new one takes its place."""
+        full = self._frame
+        self._frame = RawFrame(self._buffers.take())
+        return full
+
+    @staticmethod
+    def _encode(member: Member, xattrs: Xattrs = (), device: tuple[int, int] = (0, 0)) -> bytes:
+        return tar.encode(
+            tar.Header(
+                to_bytes(member.path),
+                member.type,
+                member.size,
+                member.mode,
+                member.uid,
+                member.gid,
+                member.mtime,
+                to_bytes(member.link),
+                device,
+                xattrs,
+            )
+        )
+
+    def _report(self, path: str, error: OSError) -> None:
+        reason = describe(error)
+        if self._on_error == "fail":
+            raise SourceUnreadable(path, reason) from error
+        gone = isinstance(error, FileNotFoundError | NotRegular)
+        self.problems.append(Problem(path, "vanished" if gone else "unreadable", reason))
+
+
+def _file_member(path: str, status: os.stat_result, xattrs: Xattrs) -> Member:
+    return Member(
+        path,
+        "f",
+        0,
+        status.st_size,
+        stat.S_IMODE(status.st_mode),
+        status.st_uid,
+        status.st_gid,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+        "",
+        _names(xattrs),
+    )
+
+
+def _names(xattrs: Xattrs) -> tuple[str, ...]:
+    return tuple(to_text(name) for name, _ in xattrs)
+
+
+def _same(before: os.stat_result, after: os.stat_result) -> bool:
+    return (
+        before.st_mtime_ns == after.st_mtime_ns
+        and before.st_ctime_ns == after.st_ctime_ns
+        and before.st_size == after.st_size
+    )
+
+
+def _read_dense(descriptor: int, view: memoryview, position: int) -> int:
+    done = 0
+    while done < len(view):
+        with view[done:] as rest:
+            read = os.preadv(descriptor, [rest], position + done)
+        if read == 0:
+            break
+        done += read
+    return done
+
+
+def _read_sparse(descriptor: int, view: memoryview, position: int) -> int:
+    """Read data where there is data, and write zeros for holes without asking the disk for them."""
+    done, end = 0, len(view)
+    while done < end:
+        try:
+            data = os.lseek(descriptor, position + done, os.SEEK_DATA) - position
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            data = end  # nothing but a hole up to the file's end
+        hole_end = min(data, end)
+        view[done:hole_end] = _ZEROS[: hole_end - done]
+        done = hole_end
+        if done < end:
+            data_end = min(os.lseek(descriptor, position + done, os.SEEK_HOLE) - position, end)
+            with view[done:data_end] as part:
+                read = _read_dense(descriptor, part, position + done)
+            if done + read < data_end:
+                view[done + read :] = bytes(end - done - read)
+                return done + read
+            done = data_end
+    return done

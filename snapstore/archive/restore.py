@@ -1,0 +1,101 @@
+"""One restore on the disk's side: a target, the writer of its tree, and what has to happen in which order."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from snapstore.archive.attributes import Policy
+from snapstore.archive.exclude import Excludes
+from snapstore.archive.extract import TreeWriter, find_conflict
+from snapstore.archive.names import is_below, to_text
+from snapstore.archive.select import clean_path
+from snapstore.archive.tar import Header
+from snapstore.archive.target import Target, remove
+from snapstore.model import Caps, Existing, Member
+
+
+class RestoreOptions(NamedTuple):
+    """What `SnapStore.restore` was asked for, checked."""
+
+    target: str
+    paths: Sequence[str]
+    exclude: Sequence[str]
+    drop: Sequence[str]
+    existing: Existing
+    policy: Policy
+    caps: Caps
+
+
+class Restoration:
+    """`open`, write through `writer`, `finish`; and `close` in any case, which removes what was not finished."""
+
+    def __init__(self, options: RestoreOptions) -> None:
+        self._options = options
+        self._target: Target | None = None
+        self._writer: TreeWriter | None = None
+
+    def open(self) -> None:
+        """TargetNotEmpty and the like come out here, before anything is fetched."""
+        target = self._target = Target(self._options.target, self._options.existing)
+        self._writer = TreeWriter(target.root, self._options.policy, merge=target.merges, caps=self._options.caps)
+
+    @property
+    def writer(self) -> TreeWriter:
+        assert self._writer is not None, "open comes first"
+        return self._writer
+
+    @property
+    def target(self) -> Target:
+        assert self._target is not None, "open comes first"
+        return self._target
+
+    def check_conflicts(self, members: Iterable[Member]) -> None:
+        """In a merge, TargetConflict where the target and the snapshot disagree what is a folder."""
+        if self.target.merges:
+            find_conflict(self.target.root, ((member.path, member.type) for member in members), self.target.path)
+
+    def finish(self) -> None:
+        """Links, folders' metadata, names to drop; then all of it appears."""
+        if self.target.merges:
+            for path in self._options.drop:
+                remove(self.target.root, clean_path(path))
+        self.writer.finish()
+        self.target.publish(self.writer)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if self._target is not None:
+            self._target.close()
+
+
+class StreamFilter:
+    """Which members of a stream are wanted, one by one: nothing is known of those to come."""
+
+    def __init__(self, options: RestoreOptions) -> None:
+        self._paths = [clean_path(path) for path in options.paths]
+        self._unseen = set(self._paths)
+        self._drop = {clean_path(path) for path in options.drop}
+        self._excludes = Excludes(options.exclude)
+
+    def wants(self, header: Header) -> bool:
+        path = to_text(header.path)
+        if path == ".":
+            return True
+        below = [wanted for wanted in self._paths if is_below(path, wanted)]
+        self._unseen.difference_update(below)
+        if path in self._drop or (self._paths and not below):
+            return False
+        return not self._is_excluded(path, header.type == "d")
+
+    def unseen(self) -> set[str]:
+        """Paths that were asked for and did not come."""
+        return self._unseen - {"."}
+
+    def _is_excluded(self, path: str, is_folder: bool) -> bool:
+        if not self._excludes:
+            return False
+        parts = path.split("/")
+        folders = ("/".join(parts[:count]) + "/" for count in range(1, len(parts)))
+        return (
+            any(folder in self._excludes for folder in folders) or (path + "/" if is_folder else path) in self._excludes
+        )

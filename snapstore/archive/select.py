@@ -1,0 +1,162 @@
+"""Which members of an archive are wanted, and in which frames they lie."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from snapstore.archive.exclude import Excludes
+from snapstore.archive.names import is_below, parent_of
+from snapstore.archive.plan import FRAME
+from snapstore.archive.toc import Frame, Toc
+from snapstore.errors import ArchiveDamaged, InvalidInput, MemberNotFound
+from snapstore.model import Member, MemberType
+
+
+class Piece(NamedTuple):
+    """What a frame holds of one member."""
+
+    member: Member
+    position: int
+    """Of these bytes in the member's content."""
+    length: int
+    begins: bool
+    """Whether the member's headers are in this frame too."""
+
+
+class FramePieces(NamedTuple):
+    """A frame, and what is wanted of it; worked out when it is asked for, like the frame's members."""
+
+    frame: Frame
+    continues: Piece | None
+    wanted: Collection[str] | None
+
+    def pieces(self) -> Iterator[Piece]:
+        if self.continues is not None:
+            yield self.continues
+        for member in self.frame.members:
+            if self.wanted is None or member.path in self.wanted:
+                yield Piece(member, 0, min(FRAME, member.size), True)
+
+
+class Selection(NamedTuple):
+    frames: Sequence[FramePieces]
+    """Those that hold something that is wanted, in the archive's order."""
+    stand_ins: Mapping[str, str]
+    """Files that are written under another path: that of a wanted hard link to them, where they are not wanted."""
+    members: int
+    content_size: int
+
+
+def select(
+    toc: Toc, snapshot_id: str, *, paths: Collection[str] = (), excludes: Excludes, drop: Collection[str] = ()
+) -> Selection:
+    """The members at and below ``paths`` (all, where there are none), without what is excluded or dropped.
+
+    The folders on the way to a path are selected with it. MemberNotFound for a path that is not in the snapshot.
+    """
+    if not (paths or excludes or drop):
+        return _selection(toc, None, {})
+    kinds: dict[str, tuple[MemberType, str]] = {member.path: (member.type, member.link) for member in toc.members()}
+    wanted = _below(kinds, [clean_path(path) for path in paths], snapshot_id) if paths else set(kinds)
+    wanted -= {clean_path(path) for path in drop}
+    if excludes:
+        wanted = _without_excluded(kinds, wanted, excludes)
+    stand_ins: dict[str, str] = {}
+    for path in sorted(wanted):
+        kind, link = kinds[path]
+        if kind == "h" and link not in wanted:
+            stand_ins.setdefault(link, path)
+    return _selection(toc, (wanted | stand_ins.keys()) - set(stand_ins.values()), stand_ins)
+
+
+def select_one(toc: Toc, path: str, snapshot_id: str) -> tuple[Member, Selection]:
+    """One file and the frames that hold it; a hard link is followed. MemberNotFound for anything but a file."""
+    member = find(toc, path, snapshot_id)
+    if member.type == "h":
+        member = find(toc, member.link, snapshot_id)
+    if member.type != "f":
+        kinds = {"d": "a folder", "l": f"a symbolic link to {member.link!r}"}
+        raise MemberNotFound(path, snapshot_id, f"{path!r} is {kinds.get(member.type, 'no file')}: it has no content")
+    return member, _selection(toc, {member.path}, {})
+
+
+def find(toc: Toc, path: str, snapshot_id: str) -> Member:
+    """The member at a path as a person writes it. MemberNotFound where there is none."""
+    wanted = clean_path(path)
+    for member in toc.members():
+        if member.path == wanted:
+            return member
+    raise MemberNotFound(path, snapshot_id)
+
+
+def clean_path(path: str) -> str:
+    """A path as a person writes it (``./a/b/``, ``a//b``) as members are named. InvalidInput for one that leads out."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if path.startswith("/") or ".." in parts:
+        raise InvalidInput(f"{path!r} is no path in a snapshot: paths are relative to its root and have no '..'")
+    return "/".join(parts) or "."
+
+
+def _selection(toc: Toc, wanted: Collection[str] | None, stand_ins: Mapping[str, str]) -> Selection:
+    """Look at every frame once. ArchiveDamaged where they do not add up."""
+    found: list[FramePieces] = []
+    seen: set[str] = set()
+    large: Member | None = None
+    position = count = content = listed = 0
+    for frame in toc.frames:
+        members = frame.members
+        continues = None
+        if large is not None:
+            if members:
+                raise ArchiveDamaged(f"the table of contents ends {large.path!r} too early")
+            continues = Piece(large, position, min(FRAME, large.size - position), False)
+            position += continues.length
+            if wanted is not None and large.path not in wanted:
+                continues = None
+        is_wanted = continues is not None
+        listed += len(members)
+        for member in members:
+            seen.add(member.path)
+            if wanted is None or member.path in wanted:
+                is_wanted = True
+                count += 1
+                content += member.size
+            if member.size > FRAME:
+                large, position = member, FRAME
+        if large is not None and position == large.size:
+            large = None
+        if is_wanted:
+            found.append(FramePieces(frame, continues, wanted))
+    if large is not None:
+        raise ArchiveDamaged(f"the table of contents ends in the middle of {large.path!r}")
+    if len(seen) != listed:
+        raise ArchiveDamaged("the table of contents lists a member twice")
+    return Selection(found, stand_ins, count, content)
+
+
+def _below(kinds: Collection[str], paths: Iterable[str], snapshot_id: str) -> set[str]:
+    wanted: set[str] = set()
+    for path in paths:
+        if path not in kinds:
+            raise MemberNotFound(path, snapshot_id)
+        wanted |= {found for found in kinds if is_below(found, path)}
+        folder = parent_of(path)
+        while folder:
+            if folder in kinds:
+                wanted.add(folder)
+            folder = parent_of(folder)
+    return wanted | ({"."} if "." in kinds else set())
+
+
+def _without_excluded(
+    kinds: Mapping[str, tuple[MemberType, str]], wanted: Iterable[str], excludes: Excludes
+) -> set[str]:
+    """A folder that is excluded takes along all that is in it, as when packing."""
+    gone: set[str] = set()
+    kept: set[str] = set()
+    for path in sorted(wanted):
+        shown = path + "/" if kinds[path][0] == "d" else path
+        if path != "." and (parent_of(path) in gone or shown in excludes):
+            gone.add(path)
+        else:
+            kept.add(path)
+    return kept

@@ -1,0 +1,1 @@
+"""What ties archive, storage and index together: `store.SnapStore` is the one class that users hold."""

@@ -1,0 +1,69 @@
+"""An archive on its way to the store: bytes in order, cut into parts of one size, a few of them being sent.
+
+An archive that fits one part is a single put. Until `finish` has returned there is no object; after a failure
+`discard` makes sure of that.
+"""
+
+from types import TracebackType
+
+from snapstore.storage.base import ObjectStore
+from snapstore.storage.upload import MAX_PARTS, MultipartUpload
+
+PART = 8 << 20
+IN_FLIGHT = 3
+_MARGIN = 1.1
+"""Files may grow between the walk and the read."""
+
+
+def part_size(archive_size: int) -> int:
+    """Bytes a part, so that an archive of about this size has fewer than 10,000; whole MiB, 8 at least."""
+    needed = int(archive_size * _MARGIN) // MAX_PARTS
+    return max(PART, -(-needed >> 20) << 20)
+
+
+class ArchiveUpload:
+    """Takes an archive piece by piece; left without `finish`, it leaves nothing."""
+
+    def __init__(self, store: ObjectStore, key: str, size_of_part: int) -> None:
+        self._store = store
+        self._key = key
+        self._size_of_part = size_of_part
+        self._multipart = MultipartUpload(store, key, in_flight=IN_FLIGHT)
+        self._chunks: list[bytes] = []
+        self._filled = 0
+        self._number = 0
+        self.size = 0
+
+    async def __aenter__(self) -> "ArchiveUpload":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._multipart.__aexit__(kind, error, trace)
+
+    async def write(self, chunk: bytes) -> None:
+        """The next bytes; waits while enough parts are on their way."""
+        self.size += len(chunk)
+        while self._filled + len(chunk) >= self._size_of_part:
+            room = self._size_of_part - self._filled
+            self._chunks.append(chunk[:room])
+            chunk = chunk[room:]
+            await self._send()
+        if chunk:
+            self._chunks.append(chunk)
+            self._filled += len(chunk)
+
+    async def _send(self) -> None:
+        body, self._chunks, self._filled = self._chunks, [], 0
+        self._number += 1
+        await self._multipart.part(self._number, body)
+
+    async def finish(self) -> None:
+        """The object is there, whole, when this returns."""
+        if self._number == 0:
+            await self._store.put(self._key, b"".join(self._chunks))
+            return
+        if self._chunks:
+            await self._send()
+        await self._multipart.complete()

@@ -1,0 +1,174 @@
+"""Reading snapshots of our own: ranges → frames → members, files, folders.
+
+The table of contents says where everything is: one ranged GET for it, one more for a single file, and as many as its
+size needs for all of an archive. All of them are pinned to one version of the object, and every byte is checked.
+"""
+
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from snapstore.aio import run_all, uninterrupted
+from snapstore.archive import select, toc, unpack
+from snapstore.archive.exclude import Excludes
+from snapstore.archive.plan import FRAME
+from snapstore.archive.restore import Restoration, RestoreOptions
+from snapstore.archive.select import FramePieces, Selection
+from snapstore.archive.toc import Toc
+from snapstore.archive.unpack import Unpacker
+from snapstore.engine.limits import Limits
+from snapstore.errors import ArchiveDamaged, PreconditionFailed
+from snapstore.model import Member, Progress, ProgressCallback, RestoreReport, Snapshot
+from snapstore.storage.base import ObjectStore
+
+_GROUP = 8 << 20
+"""Compressed bytes that one request of a restore fetches at least, so that it makes few of them."""
+_GROUPS_IN_FLIGHT = 3
+_GAP = 1 << 20
+"""Unwanted bytes between wanted frames that are fetched with them rather than asked around."""
+
+
+class ArchiveReader:
+    """Reads one snapshot's archive, by its table of contents."""
+
+    def __init__(self, store: ObjectStore, limits: Limits, snapshot: Snapshot) -> None:
+        assert snapshot.key is not None
+        assert snapshot.toc is not None
+        self._store = store
+        self._limits = limits
+        self.snapshot = snapshot
+        self._key = snapshot.key
+        self._etag: str | None = None
+
+    async def members(self) -> AsyncIterator[Member]:
+        contents = await self._contents()
+        for frame in contents.frames:
+            for member in await self._limits.compute.run(_members_of, frame):
+                yield member
+
+    async def read(self, path: str, start: int, size: int | None) -> AsyncIterator[bytes]:
+        """A file's content from ``start``, in pieces of up to 4 MiB."""
+        contents = await self._contents()
+        member, selection = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)
+        end = member.size if size is None else min(member.size, start + size)
+        for wanted in selection.frames:
+            (piece,) = wanted.pieces()
+            if piece.position + piece.length <= start or piece.position >= end:
+                continue
+            async with self._limits.reading:
+                body = await self._fetch(wanted.frame.entry.offset, wanted.frame.entry.size)
+                content = await self._limits.compute.run(unpack.content, wanted, body, start, end)
+            yield content
+
+    async def restore(self, options: RestoreOptions, progress: ProgressCallback | None) -> RestoreReport:
+        started = time.monotonic()
+        run = self._limits.files.run
+        contents = await self._contents()
+        selection = await self._limits.compute.run(
+            partial(select.select, contents, self.snapshot.id, paths=options.paths, drop=options.drop),
+            excludes=Excludes(options.exclude),
+        )
+        restoration = Restoration(options)
+        try:
+            async with self._limits.admit(self._memory(selection)):
+                await run(restoration.open)
+                await run(restoration.check_conflicts, _wanted_members(selection))
+                unpacker = Unpacker(restoration.writer, selection)
+                await self._unpack(selection, unpacker, _Meter(selection, progress))
+                await run(restoration.finish)
+        finally:
+            await uninterrupted(run(restoration.close))
+        return RestoreReport(
+            snapshot=self.snapshot,
+            target=restoration.target.path,
+            members=restoration.writer.members,
+            content_size=restoration.writer.content_size,
+            seconds=time.monotonic() - started,
+            skipped=restoration.writer.notes.lines(),
+        )
+
+    async def _contents(self) -> Toc:
+        place, root = self.snapshot.toc, self.snapshot.root
+        assert place is not None
+        if root is None:
+            raise ArchiveDamaged(
+                f"the metadata of snapshot {self.snapshot.id} does not say what its contents' digest is"
+            )
+        return await self._limits.compute.run(toc.parse, await self._fetch(place.offset, place.size), root)
+
+    async def _fetch(self, start: int, size: int) -> bytes:
+        """A range of the archive, all of it, and all of one version."""
+        try:
+            body = await self._store.get(self._key, start=start, size=size, if_match=self._etag)
+        except PreconditionFailed as error:
+            raise ArchiveDamaged(f"{self._key!r} was replaced while it was read") from error
+        if len(body.content) != size:
+            raise ArchiveDamaged(f"{self._key!r} is cut short: {size} bytes from {start} are not all there")
+        self._etag = body.etag
+        return body.content
+
+    def _memory(self, selection: Selection) -> int:
+        under_way = _GROUPS_IN_FLIGHT * (_GROUP + FRAME) + self._limits.threads * FRAME
+        return min(under_way, 2 * selection.content_size + (1 << 20))
+
+    async def _unpack(self, selection: Selection, unpacker: Unpacker, meter: "_Meter") -> None:
+        jobs = (self._unpack_group(group, unpacker, meter) for group in _groups(selection.frames))
+        await run_all(jobs, at_once=_GROUPS_IN_FLIGHT)
+
+    async def _unpack_group(self, group: Sequence[FramePieces], unpacker: Unpacker, meter: "_Meter") -> None:
+        start = group[0].frame.entry.offset
+        end = group[-1].frame.entry.offset + group[-1].frame.entry.size
+        body = memoryview(await self._fetch(start, end - start))
+
+        async def unpack_frame(wanted: FramePieces) -> None:
+            entry = wanted.frame.entry
+            compressed = body[entry.offset - start : entry.offset - start + entry.size]
+            meter.add(*await self._limits.compute.run(unpacker.unpack, wanted, compressed))
+
+        jobs: Iterator[Coroutine[Any, Any, None]] = (unpack_frame(wanted) for wanted in group)
+        await run_all(jobs, at_once=self._limits.threads)
+
+
+class _Meter:
+    """Counts what was restored and tells the caller's progress."""
+
+    def __init__(self, selection: Selection, callback: ProgressCallback | None) -> None:
+        self._selection = selection
+        self._callback = callback
+        self._members = self._bytes = 0
+
+    def add(self, members: int, size: int) -> None:
+        self._members += members
+        self._bytes += size
+        if self._callback is not None:
+            totals = self._selection
+            self._callback(Progress("restore", self._members, totals.members, self._bytes, totals.content_size))
+
+
+def _groups(frames: Sequence[FramePieces]) -> Iterator[list[FramePieces]]:
+    """Frames that are fetched by one request each."""
+    group: list[FramePieces] = []
+    start = end = 0
+    for wanted in frames:
+        entry = wanted.frame.entry
+        if group and (end - start >= _GROUP or entry.offset - end > _GAP):
+            yield group
+            group = []
+        if not group:
+            start = entry.offset
+        group.append(wanted)
+        end = entry.offset + entry.size
+    if group:
+        yield group
+
+
+def _members_of(frame: toc.Frame) -> Sequence[Member]:
+    return frame.members
+
+
+def _wanted_members(selection: Selection) -> Iterator[Member]:
+    for wanted in selection.frames:
+        for piece in wanted.pieces():
+            if piece.begins:
+                yield piece.member

@@ -1,0 +1,413 @@
+"""`SnapStore`: the one class that users hold. It checks what is asked for, finds the snapshot, hands on the work."""
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Collection, Generator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from snapstore import keys
+from snapstore.aio import run_all, uninterrupted
+from snapstore.archive.attributes import Policy
+from snapstore.archive.exclude import Excludes
+from snapstore.archive.frames import LEVEL
+from snapstore.archive.restore import RestoreOptions
+from snapstore.engine.foreign import ForeignReader
+from snapstore.engine.limits import Limits
+from snapstore.engine.reader import ArchiveReader
+from snapstore.engine.writer import Request, SnapshotWriter
+from snapstore.errors import InvalidInput, ObjectNotFound, SnapshotNotFound, StoreClosed, UnsupportedFormat
+from snapstore.index import sync
+from snapstore.index.catalog import Catalog, Query
+from snapstore.model import (
+    FORMAT,
+    Caps,
+    Existing,
+    Member,
+    OnError,
+    Page,
+    ProgressCallback,
+    RebuildReport,
+    RestoreReport,
+    Snapshot,
+    SnapshotReport,
+)
+from snapstore.storage.base import ObjectStore
+from snapstore.storage.urls import open_store
+
+_PAGE = 200
+_DELETES_AT_ONCE = 8
+
+
+class SnapStore:
+    """Snapshots in one object store, listed from one local index.
+
+    Made by `open`, and used as an async context manager (or awaited, and closed by `aclose`). One instance serves any
+    number of tasks at once. Wherever a snapshot's id is asked for, an unambiguous prefix of it does, and so does
+    ``APP@latest``.
+    """
+
+    def __init__(
+        self, url: str, *, index: str | None, limits: Limits | None, apps: str | None, index_label: str | None
+    ) -> None:
+        self._url = url
+        self._index = index
+        self._limits = limits or Limits()
+        self._apps = os.path.abspath(apps) if apps else None
+        self._index_label = index_label
+        self._opened: tuple[ObjectStore, Catalog] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        url: str | os.PathLike[str],
+        *,
+        index: str | os.PathLike[str] | None = None,
+        limits: Limits | None = None,
+        apps: str | os.PathLike[str] | None = None,
+        index_label: str | None = None,
+    ) -> Self:
+        """The store at ``url``: a folder's path, or ``file:///…``.
+
+        ``index`` is the file of the local label index (default: one a store, below the user's data home). A new one is
+        filled from the store when it is opened. ``limits`` may be shared with other stores. ``apps`` is the folder in
+        which the applications live, for calls that name no folder. ``index_label`` is the key of the label whose value
+        stands in the archives' keys.
+
+        Entering (or awaiting) it raises InvalidInput, NotAStore, and CatalogError and its kinds.
+        """
+        return cls(
+            os.fspath(url),
+            index=os.fspath(index) if index is not None else None,
+            limits=limits,
+            apps=os.fspath(apps) if apps is not None else None,
+            index_label=index_label,
+        )
+
+    async def __aenter__(self) -> Self:
+        if self._opened is not None:
+            raise InvalidInput("the store is open already")
+        self._limits.attach()
+        try:
+            store = await open_store(self._url)
+            try:
+                catalog = await self._open_catalog(store)
+            except BaseException:
+                await uninterrupted(store.aclose())
+                raise
+        except BaseException:
+            self._limits.detach()
+            raise
+        self._opened = store, catalog
+        return self
+
+    async def _open_catalog(self, store: ObjectStore) -> Catalog:
+        catalog = await Catalog.open(self._index or default_index(store.url), store.url, self._limits.files)
+        try:
+            if not await catalog.is_filled():
+                await sync.rebuild(store, catalog)
+        except BaseException:
+            await uninterrupted(catalog.aclose())
+            raise
+        return catalog
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.__aenter__().__await__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close index and store, and end the threads that no other store uses. Calls that still run fail."""
+        if self._opened is not None:
+            (store, catalog), self._opened = self._opened, None
+            await uninterrupted(_close(store, catalog))
+            self._limits.detach()
+
+    @property
+    def url(self) -> str:
+        """The store's URL, in the form that identifies it."""
+        return self._store.url
+
+    @property
+    def index(self) -> str:
+        """The path of the index file."""
+        return self._catalog.path
+
+    async def create(
+        self,
+        app: str,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        labels: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        on_error: OnError = "fail",
+        level: int = LEVEL,
+        progress: ProgressCallback | None = None,
+    ) -> SnapshotReport:
+        """Take a snapshot of ``folder`` (default: the app's, below ``apps``), and return it with how it went.
+
+        ``labels`` are ``key:value`` strings. ``exclude`` takes patterns in gitignore syntax, after those of the
+        folder's own ``.snapignore``. With ``on_error="fail"`` a member that vanished or cannot be read raises
+        SourceUnreadable; with ``"skip"`` it is left out and reported. ``level`` is zstd's, 1 to 19. When this raises,
+        cancellation included, no snapshot was made.
+
+        Raises InvalidInput, SourceNotFound, SourceUnreadable, StorageError, CatalogBusy.
+        """
+        if on_error not in ("fail", "skip"):
+            raise InvalidInput(f"on_error is 'fail' or 'skip', not {on_error!r}")
+        if not 1 <= level <= 19:
+            raise InvalidInput(f"level is 1 to 19, not {level}")
+        request = Request(
+            app=keys.check_app(app),
+            folder=os.fspath(folder) if folder is not None else self._app_folder(app),
+            labels=tuple(dict.fromkeys(keys.check_label(label) for label in _strings(labels, "labels"))),
+            exclude=tuple(_strings(exclude, "exclude")),
+            on_error=on_error,
+            level=level,
+            progress=progress,
+        )
+        Excludes(request.exclude)  # a pattern that cannot be understood is found before anything is done
+        return await SnapshotWriter(self._store, self._catalog, self._limits, self._index_label, request).write()
+
+    async def get(self, snapshot_id: str) -> Snapshot:
+        """The snapshot with this id, prefix of an id, or ``APP@latest``. SnapshotNotFound, AmbiguousId."""
+        app, at, name = snapshot_id.rpartition("@")
+        if at and name == "latest":
+            return await self.latest(app)
+        found = await self._catalog.find(snapshot_id)
+        if found is None:
+            raise SnapshotNotFound(snapshot_id)
+        return found
+
+    async def latest(self, app: str, *, labels: Iterable[str] = ()) -> Snapshot:
+        """The newest snapshot of an app that has all ``labels``. SnapshotNotFound where there is none."""
+        page = await self.page(apps=[app], labels=labels, limit=1)
+        if not page.snapshots:
+            raise SnapshotNotFound(
+                f"{app}@latest", f"app {app!r} has no such snapshot: `snapstore list` shows what there is"
+            )
+        return page.snapshots[0]
+
+    async def list(
+        self,
+        *,
+        apps: Iterable[str] = (),
+        labels: Iterable[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> AsyncIterator[Snapshot]:
+        """Snapshots, newest first, from the local index alone.
+
+        Of any of ``apps``, with all ``labels`` (``key:value``, or ``key`` for any value), taken at ``since`` or later
+        and before ``until``; at most ``limit``, going on from ``cursor``. InvalidInput.
+        """
+        left = limit
+        while left is None or left > 0:
+            size = _PAGE if left is None else min(_PAGE, left)
+            page = await self.page(apps=apps, labels=labels, since=since, until=until, limit=size, cursor=cursor)
+            for snapshot in page.snapshots:
+                yield snapshot
+            if page.cursor is None:
+                return
+            cursor = page.cursor
+            left = None if left is None else left - len(page.snapshots)
+
+    async def page(
+        self,
+        *,
+        apps: Iterable[str] = (),
+        labels: Iterable[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """One page of what `list` gives, with the cursor of the next, which stays right while snapshots come and go."""
+        if limit < 1:
+            raise InvalidInput(f"limit is 1 or more, not {limit}")
+        query = Query(tuple(_strings(apps, "apps")), tuple(_strings(labels, "labels")), since, until)
+        return await self._catalog.page(query, limit, cursor)
+
+    async def members(self, snapshot_id: str) -> AsyncIterator[Member]:
+        """What is in a snapshot, in the archive's order: files first, folders last. SnapshotNotFound, ArchiveError."""
+        async with self._reading(snapshot_id) as reader:
+            async for member in reader.members():
+                yield member
+
+    async def read(
+        self, snapshot_id: str, path: str, *, start: int = 0, size: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """One file's content in pieces, or ``size`` bytes of it from ``start``; a hard link is followed.
+
+        Raises SnapshotNotFound, MemberNotFound (also for what has no content), ArchiveError.
+        """
+        if start < 0 or (size is not None and size < 0):
+            raise InvalidInput("start and size are not negative")
+        async with self._reading(snapshot_id) as reader:
+            async for piece in reader.read(path, start, size):
+                yield piece
+
+    async def restore(
+        self,
+        snapshot_id: str,
+        target: str | os.PathLike[str] | None = None,
+        *,
+        app: str | None = None,
+        paths: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        drop: Iterable[str] = (),
+        existing: Existing = "refuse",
+        owner: bool | None = None,
+        trusted: bool = False,
+        caps: Caps | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> RestoreReport:
+        """Unpack a snapshot into ``target``, or into the folder of ``app`` below ``apps`` (default: its own app's).
+
+        ``paths`` restores only these members and what is in them; ``exclude`` leaves out by gitignore patterns;
+        ``drop`` names members that shall not be there afterwards. ``existing`` says what to do where the target holds
+        something: ``"refuse"`` (TargetNotEmpty), ``"merge"`` (files are replaced one by one, others stay), or
+        ``"replace"`` (unpacked beside it and exchanged). ``owner`` sets user and group ids (default: as root only).
+        ``trusted`` allows devices, setuid and setgid bits and ``security.*`` attributes. When this raises, a target
+        that was missing or empty is so again, one to replace is untouched, and in a merge each file is the old or the
+        new one.
+
+        Raises InvalidInput, SnapshotNotFound, MemberNotFound, Conflict and its kinds, TargetUnwritable, ArchiveError.
+        """
+        if existing not in ("refuse", "merge", "replace"):
+            raise InvalidInput(f"existing is 'refuse', 'merge' or 'replace', not {existing!r}")
+        if target is not None and app is not None:
+            raise InvalidInput("give a target or an app to restore into, not both")
+        async with self._reading(snapshot_id) as reader:
+            options = RestoreOptions(
+                target=os.fspath(target) if target is not None else self._app_folder(app or reader.snapshot.app),
+                paths=tuple(_strings(paths, "paths")),
+                exclude=tuple(_strings(exclude, "exclude")),
+                drop=tuple(_strings(drop, "drop")),
+                existing=existing,
+                policy=Policy(owner=os.geteuid() == 0 if owner is None else owner, trusted=trusted),
+                caps=caps or Caps(),
+            )
+            return await reader.restore(options, progress)
+
+    async def download_url(self, snapshot_id: str, *, expires: timedelta = timedelta(hours=1)) -> str:
+        """A link to the archive, a plain ``.tar.zst``. A folder store gives ``file:///…``, which does not expire."""
+        snapshot = await self._with_key(await self.get(snapshot_id))
+        assert snapshot.key is not None
+        name = f"{snapshot.app}-{snapshot.created_at:%Y%m%dT%H%M%SZ}.tar.zst"
+        return await self._store.download_url(snapshot.key, expires=expires, filename=name)
+
+    async def delete(self, snapshot_id: str) -> Snapshot:
+        """Delete a snapshot, and return what it was. SnapshotNotFound, StorageError."""
+        snapshot = await self.get(snapshot_id)
+        await uninterrupted(self._delete(snapshot))
+        return snapshot
+
+    async def delete_app(self, app: str) -> Sequence[Snapshot]:
+        """Delete all snapshots of an app, and return them."""
+        snapshots = [snapshot async for snapshot in self.list(apps=[app])]
+        await run_all((uninterrupted(self._delete(snapshot)) for snapshot in snapshots), at_once=_DELETES_AT_ONCE)
+        return snapshots
+
+    async def rebuild(self, *, progress: ProgressCallback | None = None) -> RebuildReport:
+        """Read the index anew from the store's metadata objects. StorageError, CatalogBusy."""
+        return await sync.rebuild(self._store, self._catalog, progress)
+
+    async def _delete(self, snapshot: Snapshot) -> None:
+        """First it stops existing, then its archive goes: what is listed always has its archive."""
+        try:
+            key = (await self._with_key(snapshot)).key
+        except SnapshotNotFound:
+            key = None  # the older system left metadata without an archive
+        await self._store.delete(keys.metadata_key(snapshot.id))
+        if key is not None:
+            await self._store.delete(key)
+        await self._catalog.remove([keys.id_bytes(snapshot.id)])
+
+    @asynccontextmanager
+    async def _reading(self, snapshot_id: str) -> AsyncIterator[ArchiveReader | ForeignReader]:
+        """A reader of the snapshot. One that another node has deleted is dropped from the index: SnapshotNotFound."""
+        snapshot = await self.get(snapshot_id)
+        if snapshot.format > FORMAT:
+            raise UnsupportedFormat(snapshot.id, snapshot.format, FORMAT)
+        try:
+            snapshot = await self._with_key(snapshot)
+            kind = ArchiveReader if snapshot.toc is not None else ForeignReader
+            yield kind(self._store, self._limits, snapshot)
+        except ObjectNotFound as error:
+            await self._drop_if_gone(snapshot)
+            raise SnapshotNotFound(snapshot.id, f"the archive of snapshot {snapshot.id} is not in the store") from error
+
+    async def _drop_if_gone(self, snapshot: Snapshot) -> None:
+        try:
+            await self._store.head(keys.metadata_key(snapshot.id))
+        except ObjectNotFound:
+            await self._catalog.remove([keys.id_bytes(snapshot.id)])
+
+    async def _with_key(self, snapshot: Snapshot) -> Snapshot:
+        """With its archive's key; the older system's metadata leaves it out, so the bucket is asked for it."""
+        if snapshot.key is not None:
+            return snapshot
+        prefix = f"{snapshot.app}:{snapshot.id}:"
+        async for page in self._store.list(prefix):
+            for info in page:
+                return msgspec.structs.replace(snapshot, key=info.key)
+        raise SnapshotNotFound(snapshot.id, f"the archive of snapshot {snapshot.id} is not in the store")
+
+    def _app_folder(self, app: str) -> str:
+        if self._apps is None:
+            raise InvalidInput(
+                "no folder was given: give one, or say in which the applications live (apps=, --apps, SNAPSTORE_APPS)"
+            )
+        keys.check_app(app)
+        if "/" in app:
+            raise InvalidInput(f"{app!r} is no name of a folder in {self._apps!r}: give a folder")
+        return os.path.join(self._apps, app)
+
+    @property
+    def _store(self) -> ObjectStore:
+        return self._open()[0]
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._open()[1]
+
+    def _open(self) -> tuple[ObjectStore, Catalog]:
+        if self._opened is None:
+            raise StoreClosed("the store is not open: use `async with SnapStore.open(…) as store`")
+        return self._opened
+
+
+async def _close(store: ObjectStore, catalog: Catalog) -> None:
+    try:
+        await catalog.aclose()
+    finally:
+        await store.aclose()
+
+
+def data_home() -> str:
+    """Where snapstore keeps what nobody told it to keep elsewhere (XDG Base Directory Specification)."""
+    home = os.environ.get("XDG_DATA_HOME", "")
+    return os.path.join(home if os.path.isabs(home) else os.path.expanduser("~/.local/share"), "snapstore")
+
+
+def default_index(store_url: str) -> str:
+    """The index file of a store for which none was named."""
+    digest = hashlib.sha256(store_url.encode()).hexdigest()[:16]
+    return os.path.join(data_home(), f"index-{digest}.db")
+
+
+def _strings(values: Iterable[str], what: str) -> Collection[str]:
+    """A string is a collection of strings to Python, and never what is meant here."""
+    if isinstance(values, str):
+        raise InvalidInput(f"{what} takes several strings: write [{values!r}]")
+    return tuple(values)

@@ -1,0 +1,300 @@
+"""Queries and changes of the label index, by aiosqlite: one connection that writes, a few that read.
+
+The file is shared by any number of processes (WAL). Locks are held for one short transaction; where another process
+holds the write lock, we wait in Python, so that a cancelled caller stops waiting.
+"""
+
+import asyncio
+import os
+import random
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+import aiosqlite
+
+from snapstore.aio import Workers, uninterrupted
+from snapstore.errors import AmbiguousId, CatalogBusy, CatalogError, CatalogMismatch, InvalidInput
+from snapstore.index import rows
+from snapstore.index.migrations import migrate
+from snapstore.keys import split_label
+from snapstore.model import Page, Snapshot
+
+T = TypeVar("T")
+
+_APPLICATION_ID = (
+    0x534E4150  # "SNAP", as the first migration sets it: a file of another program's is not taken for ours
+)
+_READERS = 4
+_BUSY_MS = 50
+_PATIENCE = 60.0
+"""Seconds to wait for another process's write lock; its transactions take milliseconds."""
+
+
+class Query(NamedTuple):
+    """What a listing asks for: snapshots that fit all of it, newest first."""
+
+    apps: Sequence[str] = ()
+    labels: Sequence[str] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class Catalog:
+    """An open index file; made by `Catalog.open`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._writer: aiosqlite.Connection | None = None
+        self._writing = asyncio.Lock()
+        self._idle: list[aiosqlite.Connection] = []
+        self._readers = asyncio.Semaphore(_READERS)
+
+    @classmethod
+    async def open(cls, path: str, store_url: str, workers: Workers) -> "Catalog":
+        """Open the index at ``path`` for the store at ``store_url``, and make it where it is missing.
+
+        CatalogTooNew, CatalogMismatch for another store's index or another program's file, CatalogError.
+        """
+        catalog = cls(await workers.run(os.path.abspath, path))
+        await workers.run(_prepare, catalog.path, store_url)
+        return catalog
+
+    async def aclose(self) -> None:
+        connections = [*self._idle, *([self._writer] if self._writer else [])]
+        self._idle, self._writer = [], None
+        for connection in connections:
+            await uninterrupted(connection.close())
+
+    async def is_filled(self) -> bool:
+        """Whether it has held all of its bucket once."""
+        return bool((await self._fetch("SELECT filled FROM store"))[0][0])
+
+    async def page(self, query: Query, limit: int, cursor: str | None = None) -> Page:
+        """Up to ``limit`` snapshots that fit, newest first, going on from ``cursor``. InvalidInput for a bad one."""
+        sql, values = _page_sql(query, rows.parse_cursor(cursor) if cursor else None)
+        found = await self._fetch(sql, [*values, limit + 1])
+        snapshots = tuple(rows.unpack(row[1:]) for row in found[:limit])
+        more = len(found) > limit and limit > 0
+        return Page(snapshots, rows.make_cursor(found[limit - 1][0], snapshots[-1].id) if more else None)
+
+    async def find(self, prefix: str) -> Snapshot | None:
+        """The snapshot whose id is, or begins with, ``prefix``. AmbiguousId where several do."""
+        digits = prefix.replace("-", "").lower()
+        if not digits or len(digits) > 32 or not set(digits) <= set("0123456789abcdef"):
+            return None
+        first, last = bytes.fromhex(digits.ljust(32, "0")), bytes.fromhex(digits.ljust(32, "f"))
+        found = await self._fetch(f"{_SELECT} WHERE s.id BETWEEN ? AND ? ORDER BY s.id LIMIT 4", [first, last])
+        if len(found) > 1:
+            raise AmbiguousId(prefix, [str(UUID(bytes=row[1])) for row in found])
+        return rows.unpack(found[0][1:]) if found else None
+
+    async def ids(self) -> set[bytes]:
+        return {row[0] for row in await self._fetch("SELECT id FROM snapshot")}
+
+    async def put(self, entries: Sequence[tuple[Snapshot, str]]) -> None:
+        """Add snapshots with their metadata's ETags, or bring them up to date."""
+        packed = [rows.pack(snapshot, etag) for snapshot, etag in entries]
+        names = {snapshot.id: _label_names(snapshot.labels) for snapshot, _ in entries}
+        labels = [(name, UUID(snapshot_id).bytes) for snapshot_id, found in names.items() for name in found]
+
+        async def change(connection: aiosqlite.Connection) -> None:
+            await connection.executemany(
+                "INSERT OR IGNORE INTO app (name) VALUES (?)", {(snapshot.app,) for snapshot, _ in entries}
+            )
+            await connection.executemany(
+                "INSERT OR IGNORE INTO label (name) VALUES (?)", {(name,) for name, _ in labels}
+            )
+            await connection.executemany(_PUT, packed)
+            await connection.executemany(
+                "DELETE FROM snapshot_label WHERE position = (SELECT position FROM snapshot WHERE id = ?)",
+                [(row[1],) for row in packed],
+            )
+            await connection.executemany(
+                "INSERT OR IGNORE INTO snapshot_label SELECT l.label, s.position FROM label l, snapshot s"
+                " WHERE l.name = ? AND s.id = ?",
+                labels,
+            )
+
+        await self._change(change)
+
+    async def remove(self, snapshot_ids: Iterable[bytes]) -> None:
+        """Drop snapshots; those that are not there are no error."""
+        ids = [(snapshot_id,) for snapshot_id in snapshot_ids]
+
+        async def change(connection: aiosqlite.Connection) -> None:
+            await connection.executemany("DELETE FROM snapshot WHERE id = ?", ids)
+
+        await self._change(change)
+
+    async def mark_filled(self) -> None:
+        async def change(connection: aiosqlite.Connection) -> None:
+            await connection.execute("UPDATE store SET filled = 1")
+
+        await self._change(change)
+
+    async def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        async with self._reader() as connection:
+            # Not left half-way: a statement cannot be taken back from its thread, and the connection is shared.
+            return list(await uninterrupted(connection.execute_fetchall(sql, values)))
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
+        async with self._readers:
+            connection = self._idle.pop() if self._idle else await self._connect()
+            try:
+                yield connection
+            finally:
+                self._idle.append(connection)
+
+    async def _connect(self) -> aiosqlite.Connection:
+        return await uninterrupted(self._connected())
+
+    async def _connected(self) -> aiosqlite.Connection:
+        connection = await aiosqlite.connect(self.path, isolation_level=None, timeout=_BUSY_MS / 1000)
+        await connection.execute("PRAGMA foreign_keys = ON")
+        await connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    async def _change(self, change: Callable[[aiosqlite.Connection], Any]) -> None:
+        """Run ``change`` in a transaction of its own, once the write lock is ours."""
+        deadline = time.monotonic() + _PATIENCE
+        async with self._writing:
+            if self._writer is None:
+                self._writer = await self._connect()
+            while not await uninterrupted(self._try_change(self._writer, change)):
+                if time.monotonic() > deadline:
+                    raise CatalogBusy(
+                        self.path, f"the index {self.path!r} was locked by another process for {_PATIENCE:g} s"
+                    )
+                await asyncio.sleep(random.uniform(0.001, 0.02))
+
+    async def _try_change(
+        self, connection: aiosqlite.Connection, change: Callable[[aiosqlite.Connection], Any]
+    ) -> bool:
+        try:
+            await connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                return False
+            raise CatalogError(self.path, f"the index {self.path!r} cannot be written to: {error}") from error
+        try:
+            await change(connection)
+            await connection.execute("COMMIT")
+        except BaseException:
+            await connection.execute("ROLLBACK")
+            raise
+        return True
+
+
+_SELECT = "SELECT s.position, s.id, a.name, s.detail FROM snapshot s JOIN app a USING (app)"
+
+_PUT = """
+INSERT INTO snapshot (position, id, app, etag, detail) VALUES (
+    (WITH RECURSIVE taken (p) AS (
+        SELECT ?1 UNION ALL
+        SELECT p + 1 FROM taken WHERE EXISTS (SELECT 1 FROM snapshot WHERE position = p AND id <> ?2)
+    ) SELECT max(p) FROM taken),
+    ?2, (SELECT app FROM app WHERE name = ?3), ?4, ?5)
+ON CONFLICT (id) DO UPDATE SET app = excluded.app, etag = excluded.etag, detail = excluded.detail
+"""
+
+
+def _page_sql(query: Query, after: tuple[int, bytes] | None) -> tuple[str, list[Any]]:
+    """A page's statement and its values, the limit excepted; each reads one index from its newest end."""
+    if not query.apps:
+        sql, values = _one_listing(query, after, None)
+        return f"{sql} ORDER BY s.position DESC LIMIT ?", values
+    parts = [_one_listing(query, after, app) for app in dict.fromkeys(query.apps)]
+    # Several apps are as many listings in order of time, which SQLite merges without sorting.
+    sql = " UNION ALL ".join(part for part, _ in parts)
+    order = "1" if len(parts) > 1 else "s.position"
+    return f"{sql} ORDER BY {order} DESC LIMIT ?", [value for _, values in parts for value in values]
+
+
+def _one_listing(query: Query, after: tuple[int, bytes] | None, app: str | None) -> tuple[str, list[Any]]:
+    joins = ""
+    conditions: list[str] = []
+    values: list[Any] = []
+    for number, label in enumerate(query.labels):
+        joins += f" JOIN snapshot_label l{number} ON l{number}.position = s.position"
+        conditions.append(f"l{number}.label = (SELECT label FROM label WHERE name = ?)")
+        values.append(_query_name(label))
+    if app is not None:
+        conditions.append("s.app = (SELECT app FROM app WHERE name = ?)")
+        values.append(app)
+    if query.since is not None:
+        conditions.append("s.position >= ?")
+        values.append(rows.microseconds(query.since))
+    if query.until is not None:
+        conditions.append("s.position < ?")
+        values.append(rows.microseconds(query.until))
+    if after is not None:
+        # Where the snapshot is now: a rebuild may have moved it among those of the same instant.
+        conditions.append("s.position < coalesce((SELECT position FROM snapshot WHERE id = ?), ?)")
+        values += [after[1], after[0]]
+    return _SELECT + joins + (" WHERE " + " AND ".join(conditions) if conditions else ""), values
+
+
+def _label_names(labels: Iterable[str]) -> set[str]:
+    """What a label is found by: its key with its value, and its key alone."""
+    names = set()
+    for label in labels:
+        key, value = split_label(label)
+        names |= {key, f"{key}:{value}"}
+    return names
+
+
+def _query_name(label: str) -> str:
+    if not label or label.startswith(":"):
+        raise InvalidInput(f"{label!r} is no label to look for: give key:value, or key for any value")
+    return label
+
+
+def _prepare(path: str, store_url: str) -> None:
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise CatalogError(
+            path,
+            f"the index {path!r} cannot be opened ({(error.strerror or str(error)).lower()}): give another file"
+            " (index=, --index, SNAPSTORE_INDEX)",
+        ) from error
+    connection = sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE)
+    try:
+        _check_ours(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        migrate(connection, path)
+        connection.execute("INSERT OR IGNORE INTO store (only, url) VALUES (1, ?)", [store_url])
+        (found,) = connection.execute("SELECT url FROM store").fetchone()
+        if found != store_url:
+            raise CatalogMismatch(
+                path,
+                f"the index {path!r} belongs to {found}, not to {store_url}: give another file for this store (index=,"
+                " --index, SNAPSTORE_INDEX), which is filled from it",
+            )
+    except sqlite3.DatabaseError as error:
+        raise CatalogError(
+            path, f"the index {path!r} cannot be used ({error}): move it away, and a new one is filled from the store"
+        ) from error
+    finally:
+        connection.close()
+
+
+def _check_ours(connection: sqlite3.Connection, path: str) -> None:
+    try:
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        ours = connection.execute("PRAGMA application_id").fetchone()[0] == _APPLICATION_ID
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_NOTADB:
+            raise
+        tables, ours = 1, False
+    if tables and not ours:
+        raise CatalogMismatch(
+            path, f"{path!r} is no index of snapstore's: give another file (index=, --index, SNAPSTORE_INDEX)"
+        )

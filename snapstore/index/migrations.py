@@ -1,0 +1,66 @@
+"""Bring an index file to the newest schema: numbered SQL files, each applied in one transaction with its version."""
+
+import re
+import sqlite3
+from functools import cache
+from pathlib import Path
+
+from snapstore.errors import CatalogTooNew
+
+_PACKAGE = Path(__file__).parents[1]
+_FOLDERS = (_PACKAGE / "migrations", _PACKAGE.parent / "migrations")
+"""Within an installed wheel, and in a checkout."""
+
+
+@cache
+def scripts() -> tuple[str, ...]:
+    """The migrations in order; the first makes version 1."""
+    folder = next(folder for folder in _FOLDERS if folder.is_dir())
+    files = sorted(path for path in folder.iterdir() if re.fullmatch(r"\d{4}_\w+\.sql", path.name))
+    return tuple(path.read_text() for path in files)
+
+
+def version() -> int:
+    """The schema that this snapstore writes."""
+    return len(scripts())
+
+
+def migrate(connection: sqlite3.Connection, path: str) -> None:
+    """Apply what is missing. CatalogTooNew where the file is ahead of us."""
+    for number, script in enumerate(scripts(), 1):
+        if _found(connection, path) >= number:
+            continue
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Asked again under the write lock: another process may have been here meanwhile.
+            if _found(connection, path) < number:
+                for statement in _statements(script):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {number}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+
+def _found(connection: sqlite3.Connection, path: str) -> int:
+    found: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found > version():
+        raise CatalogTooNew(
+            path,
+            f"the index {path!r} has schema {found}, and this snapstore knows up to {version()}: upgrade snapstore, or"
+            " give another file (index=, --index, SNAPSTORE_INDEX), which is filled from the store",
+        )
+    return found
+
+
+def _statements(script: str) -> list[str]:
+    """``executescript`` would commit the transaction that we are in, so statements are run one by one."""
+    statements = []
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            statements.append(pending)
+            pending = ""
+    return statements

@@ -1,0 +1,111 @@
+"""A snapshot as a row: what SQLite looks things up by in columns, the rest packed into a few dozen bytes."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from snapstore.errors import InvalidInput
+from snapstore.keys import archive_prefix
+from snapstore.model import Extent, Snapshot
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _Detail(msgspec.Struct, frozen=True, array_like=True):
+    created: int
+    labels: tuple[str, ...]
+    key: str | None
+    """Without what app and id already say, where it begins with that."""
+    size: int | None
+    content_size: int | None
+    entries: int | None
+    toc_offset: int | None
+    toc_size: int | None
+    root: bytes | None
+    base: bytes | None
+    reused: int
+    warnings: int
+    revision: int
+    format: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Detail)
+
+
+def microseconds(moment: datetime) -> int:
+    """Since 1970, exactly. InvalidInput for a time without a time zone."""
+    if moment.tzinfo is None:
+        raise InvalidInput(f"{moment.isoformat()} has no time zone: give one, as in datetime.now(timezone.utc)")
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def pack(snapshot: Snapshot, etag: str) -> tuple[int, bytes, str, str, bytes]:
+    """Wanted position, id, app, ETag and detail of a snapshot."""
+    created = microseconds(snapshot.created_at)
+    prefix = archive_prefix(snapshot.app, snapshot.id)
+    key = snapshot.key
+    detail = _Detail(
+        created=created,
+        labels=snapshot.labels,
+        key=key.removeprefix(prefix) if key else key,
+        size=snapshot.size,
+        content_size=snapshot.content_size,
+        entries=snapshot.entries,
+        toc_offset=snapshot.toc.offset if snapshot.toc else None,
+        toc_size=snapshot.toc.size if snapshot.toc else None,
+        root=bytes.fromhex(snapshot.root) if snapshot.root else None,
+        base=UUID(snapshot.base).bytes if snapshot.base else None,
+        reused=snapshot.reused,
+        warnings=snapshot.warnings,
+        revision=snapshot.revision,
+        format=snapshot.format,
+    )
+    return created, UUID(snapshot.id).bytes, snapshot.app, etag, _encoder.encode(detail)
+
+
+def unpack(row: Any) -> Snapshot:
+    """The snapshot of a row of id, app and detail."""
+    raw_id, app, packed = row
+    detail = _decoder.decode(packed)
+    snapshot_id = str(UUID(bytes=raw_id))
+    toc = None
+    if detail.toc_offset is not None and detail.toc_size is not None:
+        toc = Extent(detail.toc_offset, detail.toc_size)
+    return Snapshot(
+        id=snapshot_id,
+        app=app,
+        created_at=_EPOCH + timedelta(microseconds=detail.created),
+        labels=detail.labels,
+        key=_whole_key(detail.key, app, snapshot_id),
+        size=detail.size,
+        content_size=detail.content_size,
+        entries=detail.entries,
+        toc=toc,
+        root=detail.root.hex() if detail.root else None,
+        base=str(UUID(bytes=detail.base)) if detail.base else None,
+        reused=detail.reused,
+        warnings=detail.warnings,
+        revision=detail.revision,
+        format=detail.format,
+    )
+
+
+def _whole_key(key: str | None, app: str, snapshot_id: str) -> str | None:
+    if key is None or snapshot_id in key:
+        return key
+    return archive_prefix(app, snapshot_id) + key
+
+
+def make_cursor(position: int, snapshot_id: str) -> str:
+    return f"{position}.{snapshot_id}"
+
+
+def parse_cursor(cursor: str) -> tuple[int, bytes]:
+    position, _, snapshot_id = cursor.partition(".")
+    try:
+        return int(position), UUID(snapshot_id).bytes
+    except ValueError:
+        raise InvalidInput(f"{cursor!r} is no cursor: give one that a listing returned") from None

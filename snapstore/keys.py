@@ -1,0 +1,112 @@
+"""Names in the bucket: how an app, an id and a label become keys, and which names are allowed.
+
+The layout is FORMAT.md's (format 1), shared with the older system:
+
+    <app>:<id>:<label value or ->:<unix seconds>     the archive
+    _metadata/<id>                                   the metadata object
+"""
+
+import os
+import re
+import uuid
+from urllib.parse import quote
+
+from snapstore.errors import InvalidInput
+
+METADATA_PREFIX = "_metadata/"
+SIZE_LABEL = "size:"
+"""The label that the older system appends to every snapshot, and its callers read."""
+
+_APP_BYTES = 128
+_KEY_LABEL_BYTES = 64
+_LABEL_BYTES = 1024
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+
+
+def new_id(unix_ms: int) -> str:
+    """A UUIDv7 (RFC 9562, 5.7): 48 bits of milliseconds since 1970, then 74 random bits."""
+    bits = (unix_ms & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
+    bits = bits & ~(0xF << 76) | 0x7 << 76
+    bits = bits & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=bits))
+
+
+def canonical_id(text: str) -> str | None:
+    """``text`` as a lower-case UUID with hyphens, or None where it is not a whole UUID in that form."""
+    try:
+        parsed = str(uuid.UUID(text))
+    except ValueError:
+        return None
+    return parsed if parsed == text.lower() else None
+
+
+def id_bytes(snapshot_id: str) -> bytes:
+    """The 16 bytes of an id."""
+    return uuid.UUID(snapshot_id).bytes
+
+
+def metadata_key(snapshot_id: str) -> str:
+    return METADATA_PREFIX + snapshot_id
+
+
+def archive_key(app: str, snapshot_id: str, label_value: str | None, unix_seconds: int) -> str:
+    """The archive's key; a label value that is missing or over 64 encoded bytes is written as ``-``."""
+    value = _encode(label_value) if label_value else "-"
+    if len(value) > _KEY_LABEL_BYTES:
+        value = "-"
+    return f"{_encode(app)}:{snapshot_id}:{value}:{unix_seconds}"
+
+
+def archive_prefix(app: str, snapshot_id: str) -> str:
+    """What every key of our own for this snapshot's archive begins with."""
+    return f"{_encode(app)}:{snapshot_id}:"
+
+
+def check_app(app: str) -> str:
+    """``app``, or InvalidInput with the rule that it breaks."""
+    if not app:
+        raise InvalidInput("an app needs a name: it is empty")
+    if app in (".", "..") or app.startswith("_"):
+        raise InvalidInput(
+            f"{app!r} cannot be an app's name: choose one that is not '.' or '..' and does not begin with '_'"
+        )
+    if _CONTROL.search(app) or not _is_text(app):
+        raise InvalidInput(f"{app!r} cannot be an app's name: it holds control characters or bytes that are not UTF-8")
+    if len(_encode(app)) > _APP_BYTES:
+        raise InvalidInput(
+            f"{app!r} is too long for an app's name: {len(_encode(app))} bytes percent-encoded, at most {_APP_BYTES}"
+        )
+    return app
+
+
+def check_label(label: str) -> str:
+    """``label``, or InvalidInput with the rule that it breaks."""
+    if not label or label.startswith(":"):
+        raise InvalidInput(f"{label!r} cannot be a label: write it as key:value, as in owner:42")
+    if _CONTROL.search(label) or not _is_text(label):
+        raise InvalidInput(f"{label!r} cannot be a label: it holds control characters or bytes that are not UTF-8")
+    if len(label.encode()) > _LABEL_BYTES:
+        raise InvalidInput(
+            f"a label of {len(label.encode())} bytes is too long, at most {_LABEL_BYTES}: {label[:40]!r}…"
+        )
+    if split_label(label)[0] == "size":
+        raise InvalidInput(f"{label!r} cannot be a label: `size` is written by snapstore itself (the archive's bytes)")
+    return label
+
+
+def split_label(label: str) -> tuple[str, str]:
+    """Key and value of a label, split at the first ``:``; without one the value is empty."""
+    key, _, value = label.partition(":")
+    return key, value
+
+
+def _encode(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""What the public calls take and return: frozen structs, no behaviour beyond reading them.
+
+Times are timezone-aware datetimes in UTC or, where a name ends in ``mtime`` or ``ctime``, nanoseconds since 1970.
+Sizes are bytes. Paths inside a snapshot are relative to its root, without ``./``; bytes of a name that are not UTF-8
+stand in the string as lone surrogates (PEP 383, ``os.fsdecode``).
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+FORMAT = 1
+"""The newest format of FORMAT.md that this version writes and reads."""
+
+MemberType = Literal["f", "h", "l", "d", "p", "c", "b"]
+"""File, hard link, symbolic link, folder (directory), FIFO (pipe), character device, block device."""
+
+OnError = Literal["fail", "skip"]
+Existing = Literal["refuse", "merge", "replace"]
+
+
+class Extent(msgspec.Struct, frozen=True, gc=False):
+    """A run of bytes within an archive."""
+
+    offset: int
+    size: int
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One snapshot, as its metadata object describes it."""
+
+    id: str
+    app: str
+    created_at: datetime
+    labels: tuple[str, ...] = ()
+    """As given, without the ``size:`` label that is written for the older system."""
+    key: str | None = None
+    """The archive's key; None where only the older system's four fields are known."""
+    size: int | None = None
+    """The archive's bytes."""
+    content_size: int | None = None
+    """The sum of the regular files' bytes."""
+    entries: int | None = None
+    """How many members it has, folders included."""
+    toc: Extent | None = None
+    """Where the table of contents is; None for archives that others made."""
+    root: str | None = None
+    """Hex BLAKE3 of the table of contents, from which every byte is checked."""
+    base: str | None = None
+    reused: int = 0
+    warnings: int = 0
+    """How many members were changed, or could not be read, while the snapshot was taken."""
+    revision: int = 0
+    format: int = 0
+    """0 for snapshots of the older system."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A member that is not in a snapshot as it was in the folder, and why."""
+
+    path: str
+    kind: Literal["changed", "unreadable", "vanished"]
+    reason: str
+
+
+class SnapshotReport(Snapshot, frozen=True, kw_only=True):
+    """A snapshot that was just made, and how that went."""
+
+    problems: tuple[Problem, ...] = ()
+    sockets: int = 0
+    """Sockets are never kept; this many were left out."""
+    seconds: float = 0.0
+
+
+class Caps(msgspec.Struct, frozen=True):
+    """What one restore may bring onto the disk at most, whatever its archive claims."""
+
+    members: int = 20_000_000
+    content_size: int = 1 << 50
+    """Bytes of all files together, holes included."""
+
+
+class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a restore wrote."""
+
+    snapshot: Snapshot
+    target: str
+    members: int
+    content_size: int
+    seconds: float
+    skipped: tuple[str, ...] = ()
+    """What was not restored as it was, a sentence each: devices, bits and attributes that were not allowed here."""
+
+
+class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One member of an archive, as its table of contents lists it (FORMAT.md, Table of contents)."""
+
+    path: str
+    type: MemberType
+    offset: int
+    """Of the first header block, in its frame's raw bytes."""
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    ctime: int
+    ino: int
+    link: str = ""
+    xattrs: tuple[str, ...] = ()
+    warning: str = ""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a long call has come; ``total`` values are estimates until the end."""
+
+    phase: Literal["scan", "pack", "restore", "rebuild"]
+    members: int
+    total_members: int
+    bytes: int
+    total_bytes: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class Page(msgspec.Struct, frozen=True):
+    """One page of a listing; ``cursor`` asks for the next one, and is None on the last."""
+
+    snapshots: tuple[Snapshot, ...]
+    cursor: str | None
+
+
+class RebuildReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild of the index found in the bucket."""
+
+    snapshots: int
+    problems: tuple[str, ...]
+    """Objects under ``_metadata/`` that could not be understood, a sentence each."""
+    seconds: float

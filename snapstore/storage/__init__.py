@@ -1,0 +1,1 @@
+"""Objects in a bucket: one small protocol (`base`), the stores that keep it, and what wraps them."""

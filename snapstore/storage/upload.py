@@ -1,0 +1,74 @@
+"""A multipart upload as a context manager, over any store: several parts in flight, and no trace of a failed one."""
+
+import asyncio
+import logging
+from types import TracebackType
+
+from snapstore.aio import drop, uninterrupted
+from snapstore.errors import SnapstoreError
+from snapstore.storage.base import Chunks, ObjectInfo, ObjectStore, Part
+
+MIN_PART = 5 << 20
+"""S3's least size of all parts but the last, in bytes."""
+MAX_PARTS = 10_000
+
+log = logging.getLogger("snapstore")
+
+
+class MultipartUpload:
+    """Parts of one object, sent at most ``in_flight`` at a time. Left without `complete`, the upload is aborted."""
+
+    def __init__(self, store: ObjectStore, key: str, *, in_flight: int = 3) -> None:
+        self._store = store
+        self._key = key
+        self._in_flight = in_flight
+        self._upload_id: str | None = None
+        self._sending: set[asyncio.Task[Part]] = set()
+        self._parts: list[Part] = []
+
+    async def __aenter__(self) -> "MultipartUpload":
+        return self
+
+    async def part(self, number: int, body: Chunks) -> None:
+        """Send a part, once fewer than ``in_flight`` others are under way; an earlier one's error comes out here."""
+        if self._upload_id is None:
+            self._upload_id = await uninterrupted(self._begin())
+        while len(self._sending) >= self._in_flight:
+            await self._collect(asyncio.FIRST_COMPLETED)
+        self._sending.add(asyncio.create_task(self._store.upload_part(self._key, self._upload_id, number, body)))
+
+    async def _begin(self) -> str:
+        # Kept here, not by the caller: one that is cancelled while the store answers would never learn the id.
+        self._upload_id = await self._store.create_upload(self._key)
+        return self._upload_id
+
+    async def _collect(self, when: str) -> None:
+        done, self._sending = await asyncio.wait(self._sending, return_when=when)
+        self._parts += [task.result() for task in done]
+
+    async def complete(self) -> ObjectInfo:
+        """Wait for all parts and make the object of them."""
+        if self._upload_id is None:
+            raise ValueError("an upload needs a part at least")
+        if self._sending:
+            await self._collect(asyncio.FIRST_EXCEPTION)
+        if self._sending:
+            await self._collect(asyncio.ALL_COMPLETED)
+        info = await self._store.complete_upload(self._key, self._upload_id, self._parts)
+        self._upload_id = None
+        return info
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await uninterrupted(self._abort())
+
+    async def _abort(self) -> None:
+        await drop(self._sending)
+        if self._upload_id is None:
+            return
+        try:
+            await self._store.abort_upload(self._key, self._upload_id)
+        except SnapstoreError as failure:
+            # The error that brought us here matters more; gc removes what is left once it is old enough.
+            log.warning("could not abort the upload of %s, `gc` will remove it later: %s", self._key, failure)

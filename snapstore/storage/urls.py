@@ -1,0 +1,33 @@
+"""From what a user writes (a URL or a folder's path) to an open store."""
+
+import os
+from urllib.parse import unquote, urlsplit
+
+from snapstore.errors import InvalidInput
+from snapstore.storage.base import ObjectStore
+from snapstore.storage.local import LocalStore
+
+
+async def open_store(url: str) -> ObjectStore:
+    """``file:///…`` or a path: a folder. InvalidInput for anything else; NotAStore for a folder of somebody else's."""
+    store = LocalStore(folder_of(url))
+    try:
+        await store.open()
+    except BaseException:
+        await store.aclose()
+        raise
+    return store
+
+
+def folder_of(url: str) -> str:
+    """The folder that a URL or a path names."""
+    if not url or "\0" in url:
+        raise InvalidInput(f"{url!r} is no store: give a folder, or file:///its/path")
+    parts = urlsplit(url)
+    if "://" not in url:
+        return os.path.abspath(os.path.expanduser(url))
+    if parts.scheme != "file":
+        raise InvalidInput(f"{url!r} is no store that snapstore knows: give a folder, or file:///its/path")
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise InvalidInput(f"{url!r} names no folder of this machine: write file:/// and its whole path")
+    return unquote(parts.path)
