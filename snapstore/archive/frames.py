@@ -63,6 +63,14 @@ def compress(raw: bytes | memoryview, level: int = LEVEL) -> bytes:
     return cached[1].compress(raw)
 
 
+def compress_pieces(pieces: Sequence[bytes], level: int = LEVEL) -> bytes:
+    """The same for what is at hand in pieces, without joining them."""
+    settings = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+    compressor = settings.compressobj(size=sum(map(len, pieces)))
+    compressed = [compressor.compress(piece) for piece in pieces]
+    return b"".join([*compressed, compressor.flush()])
+
+
 def open_frame(compressed: bytes | memoryview, entry: FrameEntry) -> bytes:
     """The raw bytes of a frame, decompressed and checked. ArchiveDamaged where they are not what ``entry`` says."""
     if entry.raw > MAX_RAW:

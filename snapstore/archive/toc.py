@@ -68,12 +68,13 @@ class TocBuilder:
 
     def finish(self) -> Trailer:
         """The TOC frame and the seek-table frame."""
-        document = b"".join(
-            line if isinstance(line, bytes) else _line(line[0], encode_members(line[1])) for line in self._lines
-        )
+        lines = [line if isinstance(line, bytes) else _line(line[0], encode_members(line[1])) for line in self._lines]
         self._lines.clear()
-        toc = frames.skippable(TOC_MAGIC, _TAG + frames.compress(document))
-        root = blake3(document).hexdigest()
+        digest = blake3()
+        for line in lines:
+            digest.update(line)
+        root = digest.hexdigest()
+        toc = frames.skippable(TOC_MAGIC, _TAG + frames.compress_pieces(lines))
         seek_table = frames.seek_table([*self._sizes, (len(toc), 0)])
         return Trailer(toc + seek_table, Extent(self.offset, len(toc)), root)
 

@@ -1,0 +1,1 @@
+"""Measurements of snapstore beside what people use today."""

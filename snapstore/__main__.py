@@ -1,0 +1,5 @@
+"""``python -m snapstore``: the command line."""
+
+from snapstore.cli import main
+
+main()

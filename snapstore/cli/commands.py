@@ -1,0 +1,335 @@
+"""The commands, with `SnapStore`'s own words."""
+
+import re
+import stat
+import sys
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+import snapstore
+from snapstore.archive.frames import LEVEL
+from snapstore.archive.names import is_below
+from snapstore.archive.select import clean_path
+from snapstore.cli.output import count, local_time, shown, size
+from snapstore.cli.session import WARNINGS, Session, command
+from snapstore.errors import InvalidInput, MemberNotFound
+from snapstore.model import Existing, Member, Snapshot
+
+app = typer.Typer(
+    name="snapstore",
+    help="Snapshots of application folders: plain .tar.zst archives, listed from a local label index.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+index = typer.Typer(help="The local label index: a cache of the store's metadata.", no_args_is_help=True)
+app.add_typer(index, name="index")
+
+_PAGE = 50
+_DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_KINDS = {"f": "-", "h": "h", "l": "l", "d": "d", "p": "p", "c": "c", "b": "b"}
+
+
+class OnErrorChoice(StrEnum):
+    fail = "fail"
+    skip = "skip"
+
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="A snapshot's id, a unique beginning of it, or APP@latest.")]
+Labels = Annotated[
+    list[str], typer.Option("--label", "-l", metavar="KEY:VALUE", help="A label; repeat for more.", show_default=False)
+]
+Excludes = Annotated[
+    list[str],
+    typer.Option("--exclude", "-x", metavar="PATTERN", help="Leave out, in gitignore syntax.", show_default=False),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(snapstore.__version__)  # noqa: T201
+        raise typer.Exit
+
+
+@command(app, "create")
+async def create(
+    session: Session,
+    app_name: Annotated[str, typer.Argument(metavar="APP", help="The application's name.")],
+    folder: Annotated[str | None, typer.Argument(help="Its folder.  [default: APP below --apps]")] = None,
+    label: Labels = [],  # noqa: B006
+    exclude: Excludes = [],  # noqa: B006
+    exclude_from: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="A file of such patterns, a line each.", show_default=False)
+    ] = [],  # noqa: B006
+    on_error: Annotated[
+        OnErrorChoice, typer.Option(help="What to do about members that vanish or cannot be read.")
+    ] = OnErrorChoice.fail,
+    level: Annotated[int, typer.Option(min=1, max=19, help="zstd's compression level.")] = LEVEL,
+) -> int:
+    """Take a snapshot of a folder."""
+    patterns = [line for path in exclude_from for line in _lines(path)] + exclude
+    with session.out.progress() as progress:
+        report = await session.store.create(
+            app_name,
+            folder,
+            labels=label,
+            exclude=patterns,
+            on_error=on_error.value,
+            level=level,
+            progress=progress,
+        )
+    for problem in report.problems:
+        session.out.warn(f"{shown(problem.path)} was {problem.kind}: {problem.reason}")
+    if report.sockets:
+        session.out.warn(f"left out {count(report.sockets, 'socket')}, which no archive can hold")
+    session.out.say(
+        f"{report.id} of {shown(report.app)}: {count(report.entries, 'member')}, {size(report.content_size)} in"
+        f" {size(report.size)}, {report.seconds:.1f} s, kept in {session.store.url}"
+    )
+    session.out.document(report)
+    return WARNINGS if report.problems else 0
+
+
+@command(app, "list")
+async def list_(
+    session: Session,
+    app_names: Annotated[
+        list[str], typer.Argument(metavar="[APP]...", help="Only these applications.", show_default=False)
+    ] = [],  # noqa: B006
+    label: Annotated[
+        list[str],
+        typer.Option(
+            "--label", "-l", metavar="KEY[:VALUE]", help="Only with this label; repeat for more.", show_default=False
+        ),
+    ] = [],  # noqa: B006
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Taken then or later: 2026-01-31, 2026-01-31T12:00, or 7d (ago).")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Taken before then.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = _PAGE,
+    cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
+) -> None:
+    """List snapshots, newest first, from the local index alone."""
+    page = await session.store.page(
+        apps=app_names,
+        labels=label,
+        since=_moment(since) if since else None,
+        until=_moment(until) if until else None,
+        limit=limit,
+        cursor=cursor,
+    )
+    for snapshot in page.snapshots:
+        session.out.document(snapshot)
+    if not session.out.as_json:
+        session.out.table(("ID", "APP", "CREATED", "SIZE", "MEMBERS", "LABELS"), [_row(row) for row in page.snapshots])
+        if not page.snapshots and sys.stderr.isatty():
+            print("no such snapshots", file=sys.stderr)  # noqa: T201
+    if page.cursor is not None:
+        print(f"more: --cursor {page.cursor}", file=sys.stderr)  # noqa: T201
+
+
+def _row(snapshot: Snapshot) -> tuple[str, ...]:
+    return (
+        snapshot.id,
+        shown(snapshot.app),
+        local_time(snapshot.created_at),
+        size(snapshot.size),
+        "?" if snapshot.entries is None else str(snapshot.entries),
+        shown(" ".join(snapshot.labels)),
+    )
+
+
+@command(app, "show")
+async def show(session: Session, snapshot_id: Id) -> None:
+    """Show all that is known of a snapshot."""
+    snapshot = await session.store.get(snapshot_id)
+    session.out.document(snapshot)
+    for field, value in msgspec.structs.asdict(snapshot).items():
+        if value is None or value == ():
+            continue
+        match field:
+            case "created_at":
+                value = f"{local_time(value)} ({value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ})"
+            case "size" | "content_size" | "reused":
+                value = f"{size(value)} ({value} bytes)" if value else "0 B"
+            case "labels":
+                value = " ".join(value)
+            case "toc":
+                value = f"{size(value.size)} at {value.offset}"
+        session.out.say(f"{field.replace('_', ' '):13} {shown(str(value))}")
+
+
+@command(app, "ls")
+async def ls(
+    session: Session,
+    snapshot_id: Id,
+    path: Annotated[str, typer.Argument(help="Only this member and what is in it.")] = ".",
+) -> None:
+    """List what is in a snapshot."""
+    folder = clean_path(path)
+    snapshot = await session.store.get(snapshot_id)
+    members = [member async for member in session.store.members(snapshot.id) if is_below(member.path, folder)]
+    if not members and folder != ".":
+        raise MemberNotFound(path, snapshot.id)
+    for member in sorted(members, key=lambda member: "" if member.path == "." else member.path):
+        session.out.document(member)
+        if not session.out.as_json:
+            session.out.say(_long_line(member))
+
+
+def _long_line(member: Member) -> str:
+    mode = _KINDS[member.type] + stat.filemode(member.mode)[1:]
+    when = datetime.fromtimestamp(member.mtime // 1_000_000_000, UTC) if -(2**55) < member.mtime < 2**63 else None
+    modified = when.astimezone().strftime("%Y-%m-%d %H:%M") if when else "?"
+    arrow = {"h": " link to ", "l": " -> "}.get(member.type, "")
+    note = f"  ({member.warning})" if member.warning else ""
+    owner = f"{member.uid}/{member.gid}"
+    return f"{mode} {owner:>11} {member.size:>12} {modified:16} {shown(member.path)}{arrow}{shown(member.link)}{note}"
+
+
+@command(app, "cat")
+async def cat(
+    session: Session, snapshot_id: Id, path: Annotated[str, typer.Argument(help="A file in the snapshot.")]
+) -> None:
+    """Write one file of a snapshot to stdout."""
+    async for piece in session.store.read(snapshot_id, path):
+        sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
+
+
+@command(app, "restore")
+async def restore(
+    session: Session,
+    snapshot_id: Id,
+    target: Annotated[str | None, typer.Argument(help="Where to.  [default: the app's folder below --apps]")] = None,
+    to_app: Annotated[str | None, typer.Option("--app", help="Into this app's folder below --apps.")] = None,
+    path: Annotated[
+        list[str], typer.Option("--path", "-p", help="Only this member and what is in it.", show_default=False)
+    ] = [],  # noqa: B006
+    exclude: Excludes = [],  # noqa: B006
+    drop: Annotated[
+        list[str], typer.Option("--drop", help="A member that shall not be there afterwards.", show_default=False)
+    ] = [],  # noqa: B006
+    merge: Annotated[bool, typer.Option("--merge", help="Into what is there: replace its files one by one.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="In place of what is there, in one step.")] = False,
+    owner: Annotated[
+        bool | None, typer.Option("--owner/--no-owner", help="Set user and group ids.  [default: as root]")
+    ] = None,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="Allow devices, setuid and setgid bits, and security attributes.")
+    ] = False,
+) -> int:
+    """Restore a snapshot, or some of it, into a folder."""
+    if merge and replace:
+        raise InvalidInput("--merge and --replace exclude each other")
+    existing: Existing = "merge" if merge else "replace" if replace else "refuse"
+    with session.out.progress() as progress:
+        report = await session.store.restore(
+            snapshot_id,
+            target,
+            app=to_app,
+            paths=path,
+            exclude=exclude,
+            drop=drop,
+            existing=existing,
+            owner=owner,
+            trusted=trusted,
+            progress=progress,
+        )
+    for note in report.skipped:
+        session.out.warn(shown(note))
+    session.out.say(
+        f"{report.snapshot.id} of {shown(report.snapshot.app)}: {count(report.members, 'member')},"
+        f" {size(report.content_size)} into {shown(report.target)}, {report.seconds:.1f} s"
+    )
+    session.out.document(report)
+    return WARNINGS if report.skipped else 0
+
+
+@command(app, "link")
+async def link(
+    session: Session,
+    snapshot_id: Id,
+    expires: Annotated[str, typer.Option(metavar="TIME", help="How long it holds: 30m, 12h, 7d.")] = "1h",
+) -> None:
+    """Print a download link to a snapshot's archive, a plain .tar.zst."""
+    duration = _duration(expires)
+    if duration is None:
+        raise InvalidInput(f"{expires!r} is no duration: write 30m, 12h or 7d")
+    url = await session.store.download_url(snapshot_id, expires=duration)
+    session.out.say(url)
+    session.out.document({"url": url})
+
+
+@command(app, "delete")
+async def delete(
+    session: Session,
+    snapshot_ids: Annotated[
+        list[str], typer.Argument(metavar="[ID]...", help="Snapshots to delete.", show_default=False)
+    ] = [],  # noqa: B006
+    of_app: Annotated[str | None, typer.Option("--app", help="All snapshots of this application.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete snapshots, one by one or all of an application."""
+    if bool(snapshot_ids) == (of_app is not None):
+        raise InvalidInput("say what to delete: one or more IDs, or --app APP for all of an application's")
+    if of_app is not None:
+        if not yes:
+            _confirm(f"Delete all snapshots of {shown(of_app)}?")
+        deleted = list(await session.store.delete_app(of_app))
+    else:
+        found = [await session.store.get(snapshot_id) for snapshot_id in dict.fromkeys(snapshot_ids)]
+        deleted = [await session.store.delete(snapshot.id) for snapshot in found]
+    for snapshot in deleted:
+        session.out.say(f"deleted {snapshot.id} of {shown(snapshot.app)}")
+        session.out.document(snapshot)
+    if not deleted:
+        session.out.say(f"{shown(of_app or '')} has no snapshots")
+
+
+def _confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise InvalidInput("nobody is there to be asked: add --yes to delete them all")
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)
+
+
+@command(index, "rebuild")
+async def index_rebuild(session: Session) -> int:
+    """Read the index anew from the store's metadata."""
+    with session.out.progress() as progress:
+        report = await session.store.rebuild(progress=progress)
+    for problem in report.problems:
+        session.out.warn(shown(problem))
+    session.out.say(f"{count(report.snapshots, 'snapshot')} in {session.store.index}, {report.seconds:.1f} s")
+    session.out.document(report)
+    return WARNINGS if report.problems else 0
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}") from error
+
+
+def _moment(text: str) -> datetime:
+    """A date, a time, or a duration before now; without a zone, local."""
+    if (ago := _duration(text)) is not None:
+        return datetime.now(UTC) - ago
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"{text!r} is no time: write 2026-01-31, 2026-01-31T12:00, or 7d for a week ago") from None
+
+
+def _duration(text: str) -> timedelta | None:
+    found = _DURATION.fullmatch(text.strip())
+    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]]) if found else None

@@ -1,0 +1,135 @@
+"""What a person or a program sees: lines, tables on a terminal, JSON, progress bars, errors.
+
+Results go to stdout, everything else to stderr. Names from disks are shown with their control characters escaped, so
+that a file's name can neither break a line nor steer a terminal.
+"""
+
+import sys
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from snapstore.archive.names import to_bytes
+from snapstore.model import Progress, ProgressCallback
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_PHASES = {"scan": "Scanning", "pack": "Packing", "restore": "Restoring", "rebuild": "Reading"}
+
+
+class Output:
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def say(self, line: str) -> None:
+        """A result for people; in JSON it is in the document instead."""
+        if not self.as_json:
+            print(line)  # noqa: T201
+
+    def document(self, value: Any) -> None:
+        """A result for programs."""
+        if self.as_json:
+            print(msgspec.json.encode(plain(value)).decode())  # noqa: T201
+
+    def warn(self, line: str) -> None:
+        print(f"warning: {line}", file=sys.stderr)  # noqa: T201
+
+    def fail(self, message: str) -> None:
+        print(f"snapstore: {shown(message)}", file=sys.stderr)  # noqa: T201
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns on a terminal; elsewhere a line each with tabs between, whole, and without a header."""
+        if not sys.stdout.isatty():
+            for row in rows:
+                print("\t".join(row))  # noqa: T201
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for number, title in enumerate(header):
+            table.add_column(title, no_wrap=number == 0, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+
+    @contextmanager
+    def progress(self) -> Iterator[ProgressCallback | None]:
+        """A callback that draws a bar, where a person is looking."""
+        if self.as_json or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+        bar = Bar(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        with bar:
+            task = bar.add_task("Scanning", total=None)
+
+            def show(progress: Progress) -> None:
+                counted = f"{_PHASES[progress.phase]} {progress.members:,}"
+                if progress.total_members > progress.members:
+                    counted += f" of {progress.total_members:,}"
+                total = progress.total_bytes or None
+                bar.update(task, description=counted, completed=progress.bytes, total=total)
+
+            yield show
+
+
+def size(count: int | None) -> str:
+    """Bytes for people, in powers of 1024."""
+    if count is None:
+        return "?"
+    amount = float(count)
+    for unit in _UNITS[:-1]:
+        if amount < 1024:
+            return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} {_UNITS[-1]}"
+
+
+def local_time(moment: datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def count(number: int | None, noun: str) -> str:
+    """``1 member``, ``1,234 members``."""
+    if number is None:
+        return f"? {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def shown(name: str) -> str:
+    """A name or message with what a terminal would act on, and what is not UTF-8, written as escapes."""
+    if name.isprintable():
+        return name
+    return "".join(character if character.isprintable() else _escape(character) for character in name)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: structs as objects, and a string that is not UTF-8 as ``{"b64": …}`` (FORMAT.md)."""
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return {"b64": b64encode(to_bytes(value)).decode()}
+    return value

@@ -1,0 +1,138 @@
+"""What every command has in common: its options, an open store, exit statuses, signals, and how errors are told.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 done with warnings; 130 and 143 when interrupted (Ctrl-C, SIGTERM).
+"""
+
+import asyncio
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import typer
+
+from snapstore.cli.output import Output
+from snapstore.engine.store import SnapStore, data_home
+from snapstore.errors import InvalidInput, SnapstoreError
+
+FAILED, WRONG_USAGE, WARNINGS = 1, 2, 3
+_INTERRUPTED, _BROKEN_PIPE, _TERMINATED = 130, 141, 143
+
+_Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", envvar="SNAPSTORE_URL", metavar="URL", help="The store: a folder, or file:///…  [default: below ~]"
+    ),
+]
+_Index = Annotated[
+    str | None,
+    typer.Option("--index", envvar="SNAPSTORE_INDEX", metavar="FILE", help="The local index.  [default: one a store]"),
+]
+_IndexLabel = Annotated[
+    str | None,
+    typer.Option(
+        "--index-label",
+        envvar="SNAPSTORE_INDEX_LABEL",
+        metavar="KEY",
+        help="The label whose value stands in the archives' keys.",
+    ),
+]
+_Apps = Annotated[
+    str | None,
+    typer.Option("--apps", envvar="SNAPSTORE_APPS", metavar="FOLDER", help="The folder in which the apps live."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON (listings: a line each).")]
+
+_COMMON = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    for name, default, annotation in (
+        ("url", None, _Url),
+        ("index", None, _Index),
+        ("index_label", None, _IndexLabel),
+        ("apps", None, _Apps),
+        ("as_json", False, _Json),
+    )
+]
+
+
+class Session(NamedTuple):
+    """What a command works with."""
+
+    store: SnapStore
+    out: Output
+
+
+Command = Callable[..., Awaitable[int | None]]
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Command], Command]:
+    """Make a command of ``async def function(session, …)``: the common options are added to its own.
+
+    It returns its exit status; None is 0.
+    """
+
+    def decorate(function: Command) -> Command:
+        _, *own = inspect.signature(function).parameters.values()
+
+        def run(*, url: str | None, index: str | None, index_label: str | None, apps: str | None, **rest: Any) -> None:
+            out = Output(as_json=rest.pop("as_json"))
+
+            async def work() -> int:
+                location = url or os.path.join(data_home(), "store")
+                async with SnapStore.open(location, index=index, apps=apps, index_label=index_label) as store:
+                    return await function(Session(store, out), **rest) or 0
+
+            _finish(lambda: _run(work), out)
+
+        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        signature = inspect.Signature([*own, *_COMMON])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
+        run.__doc__ = function.__doc__
+        app.command(name)(run)
+        return function
+
+    return decorate
+
+
+def _run(work: Callable[[], Awaitable[int]]) -> int:
+    terminated = False
+
+    async def main() -> int:
+        def terminate() -> None:
+            nonlocal terminated
+            terminated = True
+            task.cancel()
+
+        task = asyncio.ensure_future(work())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        return await task
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        if terminated:
+            return _TERMINATED
+        raise
+
+
+def _finish(work: Callable[[], int], out: Output) -> NoReturn:
+    try:
+        status = work()
+        sys.stdout.flush()
+    except InvalidInput as error:
+        out.fail(str(error))
+        status = WRONG_USAGE
+    except SnapstoreError as error:
+        out.fail(str(error))
+        status = FAILED
+    except KeyboardInterrupt:
+        out.fail("interrupted; nothing half-made was left")
+        status = _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has enough. Python flushes once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = _BROKEN_PIPE
+    raise typer.Exit(status)
