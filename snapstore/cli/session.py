@@ -14,8 +14,9 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 import typer
 
 from snapstore.cli.output import Output
-from snapstore.engine.store import SnapStore, data_home
+from snapstore.engine.store import SnapStore
 from snapstore.errors import InvalidInput, SnapstoreError
+from snapstore.places import default_store
 
 FAILED, WRONG_USAGE, WARNINGS = 1, 2, 3
 _INTERRUPTED, _BROKEN_PIPE, _TERMINATED = 130, 141, 143
@@ -80,7 +81,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Command], Command]:
             out = Output(as_json=rest.pop("as_json"))
 
             async def work() -> int:
-                location = url or os.path.join(data_home(), "store")
+                location = url or default_store()
                 async with SnapStore.open(location, index=index, apps=apps, index_label=index_label) as store:
                     return await function(Session(store, out), **rest) or 0
 

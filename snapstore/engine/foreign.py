@@ -6,7 +6,7 @@ The thread asks the event loop for each next piece and waits for it; the loop ne
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
 from snapstore.aio import uninterrupted
@@ -39,7 +39,7 @@ class ForeignReader:
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
 
-    async def members(self) -> AsyncIterator[Member]:
+    async def members(self) -> AsyncGenerator[Member, None]:
         async with aclosing(self._store.stream(self._key)) as stream:
             listed = self._list(stream)
             while batch := await self._limits.files.run_stoppable(self._stop, _next, listed):
@@ -55,7 +55,7 @@ class ForeignReader:
                 batch = []
         yield batch
 
-    async def read(self, path: str, start: int, size: int | None) -> AsyncIterator[bytes]:
+    async def read(self, path: str, start: int, size: int | None) -> AsyncGenerator[bytes, None]:
         """A file's content from ``start``, in pieces of up to 1 MiB."""
         async with aclosing(self._store.stream(self._key)) as stream:
             pieces = self._content(stream, path, start, size)

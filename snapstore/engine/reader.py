@@ -5,7 +5,7 @@ size needs for all of an archive. All of them are pinned to one version of the o
 """
 
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,13 +41,13 @@ class ArchiveReader:
         self._key = snapshot.key
         self._etag: str | None = None
 
-    async def members(self) -> AsyncIterator[Member]:
+    async def members(self) -> AsyncGenerator[Member, None]:
         contents = await self._contents()
         for frame in contents.frames:
             for member in await self._limits.compute.run(_members_of, frame):
                 yield member
 
-    async def read(self, path: str, start: int, size: int | None) -> AsyncIterator[bytes]:
+    async def read(self, path: str, start: int, size: int | None) -> AsyncGenerator[bytes, None]:
         """A file's content from ``start``, in pieces of up to 4 MiB."""
         contents = await self._contents()
         member, selection = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)

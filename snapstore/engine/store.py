@@ -1,9 +1,9 @@
 """`SnapStore`: the one class that users hold. It checks what is asked for, finds the snapshot, hands on the work."""
 
-import hashlib
+import asyncio
 import os
 from collections.abc import AsyncIterator, Collection, Generator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from snapstore.archive.attributes import Policy
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import LEVEL
 from snapstore.archive.restore import RestoreOptions
+from snapstore.engine.calls import Calls
 from snapstore.engine.foreign import ForeignReader
 from snapstore.engine.limits import Limits
 from snapstore.engine.reader import ArchiveReader
@@ -36,6 +37,7 @@ from snapstore.model import (
     Snapshot,
     SnapshotReport,
 )
+from snapstore.places import default_index
 from snapstore.storage.base import ObjectStore
 from snapstore.storage.urls import open_store
 
@@ -60,6 +62,8 @@ class SnapStore:
         self._apps = os.path.abspath(apps) if apps else None
         self._index_label = index_label
         self._opened: tuple[ObjectStore, Catalog] | None = None
+        self._calls = Calls()
+        self._closing = asyncio.Lock()
 
     @classmethod
     def open(
@@ -103,6 +107,7 @@ class SnapStore:
             self._limits.detach()
             raise
         self._opened = store, catalog
+        self._calls = Calls()
         return self
 
     async def _open_catalog(self, store: ObjectStore) -> Catalog:
@@ -123,12 +128,25 @@ class SnapStore:
     ) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Close index and store, and end the threads that no other store uses. Calls that still run fail."""
-        if self._opened is not None:
+    async def aclose(self, *, grace: float = 0.0) -> None:
+        """Close index and store, and end the threads that no other store uses.
+
+        Calls that are under way may end within ``grace`` seconds, and are cancelled then: they leave nothing behind,
+        and raise StoreClosed. Nothing of ours runs any more when this returns.
+        """
+        await uninterrupted(self._close(grace))
+
+    async def _close(self, grace: float) -> None:
+        async with self._closing:  # a second one waits for the first
+            await self._calls.close(grace)
+            if self._opened is None:
+                return
             (store, catalog), self._opened = self._opened, None
-            await uninterrupted(_close(store, catalog))
-            self._limits.detach()
+            try:
+                await catalog.aclose()
+            finally:
+                await store.aclose()
+                self._limits.detach()
 
     @property
     def url(self) -> str:
@@ -174,14 +192,15 @@ class SnapStore:
             progress=progress,
         )
         Excludes(request.exclude)  # a pattern that cannot be understood is found before anything is done
-        return await SnapshotWriter(self._store, self._catalog, self._limits, self._index_label, request).write()
+        writer = SnapshotWriter(self._store, self._catalog, self._limits, self._index_label, request)
+        return await self._calls.run(writer.write())
 
     async def get(self, snapshot_id: str) -> Snapshot:
         """The snapshot with this id, prefix of an id, or ``APP@latest``. SnapshotNotFound, AmbiguousId."""
         app, at, name = snapshot_id.rpartition("@")
         if at and name == "latest":
             return await self.latest(app)
-        found = await self._catalog.find(snapshot_id)
+        found = await self._calls.run(self._catalog.find(snapshot_id))
         if found is None:
             raise SnapshotNotFound(snapshot_id)
         return found
@@ -235,12 +254,12 @@ class SnapStore:
         if limit < 1:
             raise InvalidInput(f"limit is 1 or more, not {limit}")
         query = Query(tuple(_strings(apps, "apps")), tuple(_strings(labels, "labels")), since, until)
-        return await self._catalog.page(query, limit, cursor)
+        return await self._calls.run(self._catalog.page(query, limit, cursor))
 
     async def members(self, snapshot_id: str) -> AsyncIterator[Member]:
         """What is in a snapshot, in the archive's order: files first, folders last. SnapshotNotFound, ArchiveError."""
-        async with self._reading(snapshot_id) as reader:
-            async for member in reader.members():
+        async with self._reading(snapshot_id) as reader, aclosing(self._calls.each(reader.members())) as members:
+            async for member in members:
                 yield member
 
     async def read(
@@ -253,8 +272,10 @@ class SnapStore:
         if start < 0 or (size is not None and size < 0):
             raise InvalidInput("start and size are not negative")
         async with self._reading(snapshot_id) as reader:
-            async for piece in reader.read(path, start, size):
-                yield piece
+            pieces = self._calls.each(reader.read(path, start, size))
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
 
     async def restore(
         self,
@@ -297,7 +318,7 @@ class SnapStore:
                 policy=Policy(owner=os.geteuid() == 0 if owner is None else owner, trusted=trusted),
                 caps=caps or Caps(),
             )
-            return await reader.restore(options, progress)
+            return await self._calls.run(reader.restore(options, progress))
 
     async def download_url(self, snapshot_id: str, *, expires: timedelta = timedelta(hours=1)) -> str:
         """A link to the archive, a plain ``.tar.zst``. A folder store gives ``file:///…``, which does not expire."""
@@ -309,25 +330,29 @@ class SnapStore:
     async def delete(self, snapshot_id: str) -> Snapshot:
         """Delete a snapshot, and return what it was. SnapshotNotFound, StorageError."""
         snapshot = await self.get(snapshot_id)
-        await uninterrupted(self._delete(snapshot))
+        await self._calls.run(self._delete(snapshot))
         return snapshot
 
     async def delete_app(self, app: str) -> Sequence[Snapshot]:
         """Delete all snapshots of an app, and return them."""
         snapshots = [snapshot async for snapshot in self.list(apps=[app])]
-        await run_all((uninterrupted(self._delete(snapshot)) for snapshot in snapshots), at_once=_DELETES_AT_ONCE)
+        deletes = (self._delete(snapshot) for snapshot in snapshots)
+        await self._calls.run(run_all(deletes, at_once=_DELETES_AT_ONCE))
         return snapshots
 
     async def rebuild(self, *, progress: ProgressCallback | None = None) -> RebuildReport:
         """Read the index anew from the store's metadata objects. StorageError, CatalogBusy."""
-        return await sync.rebuild(self._store, self._catalog, progress)
+        return await self._calls.run(sync.rebuild(self._store, self._catalog, progress))
 
     async def _delete(self, snapshot: Snapshot) -> None:
-        """First it stops existing, then its archive goes: what is listed always has its archive."""
         try:
             key = (await self._with_key(snapshot)).key
         except SnapshotNotFound:
             key = None  # the older system left metadata without an archive
+        await uninterrupted(self._delete_objects(snapshot, key))
+
+    async def _delete_objects(self, snapshot: Snapshot, key: str | None) -> None:
+        """First it stops existing, then its archive goes: what is listed always has its archive."""
         await self._store.delete(keys.metadata_key(snapshot.id))
         if key is not None:
             await self._store.delete(key)
@@ -385,25 +410,6 @@ class SnapStore:
         if self._opened is None:
             raise StoreClosed("the store is not open: use `async with SnapStore.open(…) as store`")
         return self._opened
-
-
-async def _close(store: ObjectStore, catalog: Catalog) -> None:
-    try:
-        await catalog.aclose()
-    finally:
-        await store.aclose()
-
-
-def data_home() -> str:
-    """Where snapstore keeps what nobody told it to keep elsewhere (XDG Base Directory Specification)."""
-    home = os.environ.get("XDG_DATA_HOME", "")
-    return os.path.join(home if os.path.isabs(home) else os.path.expanduser("~/.local/share"), "snapstore")
-
-
-def default_index(store_url: str) -> str:
-    """The index file of a store for which none was named."""
-    digest = hashlib.sha256(store_url.encode()).hexdigest()[:16]
-    return os.path.join(data_home(), f"index-{digest}.db")
 
 
 def _strings(values: Iterable[str], what: str) -> Collection[str]:

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import time
 import uuid
@@ -28,6 +27,7 @@ from typing import ParamSpec, TypeVar
 
 from snapstore.aio import Workers
 from snapstore.errors import InvalidInput, NotAStore, ObjectNotFound, PreconditionFailed, StorageError, StorageFull
+from snapstore.storage import files
 from snapstore.storage.base import Body, Chunks, ObjectInfo, Part, UploadInfo, check_key
 
 P = ParamSpec("P")
@@ -88,7 +88,7 @@ class LocalStore:
             # Another process may be removing the same ones.
             with contextlib.suppress(FileNotFoundError):
                 if entry.stat(follow_symlinks=False).st_mtime < limit:
-                    _remove(entry.path)
+                    files.remove(entry.path)
 
     async def aclose(self) -> None:
         self._workers.close()
@@ -102,12 +102,12 @@ class LocalStore:
         self._path(key)
         aside = os.path.join(self._tmp, uuid.uuid4().hex)
         try:
-            with open(aside, "xb", opener=_private) as file:
+            with open(aside, "xb", opener=files.private) as file:
                 file.write(body)
                 file.flush()
                 return self._publish(file.fileno(), aside, key, if_none_match, if_match)
         except BaseException:
-            _remove(aside)
+            files.remove(aside)
             raise
 
     def _publish(
@@ -129,7 +129,7 @@ class LocalStore:
                 if if_match is not None and there != if_match:
                     raise PreconditionFailed(key)
             os.rename(aside, path)
-        _sync_folder(folder)
+        files.sync_folder(folder)
         return info
 
     def _make_folder(self, folder: str) -> None:
@@ -140,7 +140,7 @@ class LocalStore:
         # Another process may make it at the same time.
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder, 0o700)
-        _sync_folder(parent)
+        files.sync_folder(parent)
 
     @staticmethod
     def _etag_or_none(path: str) -> str | None:
@@ -164,7 +164,7 @@ class LocalStore:
     def _get(self, key: str, start: int, size: int | None, if_match: str | None) -> Body:
         with self._opened(key, if_match) as (fd, status):
             wanted = max(0, status.st_size - start) if size is None else size
-            return Body(_read_range(fd, start, wanted), _etag(status))
+            return Body(files.read_range(fd, start, wanted), _etag(status))
 
     @contextlib.contextmanager
     def _opened(self, key: str, if_match: str | None = None) -> Iterator[tuple[int, os.stat_result]]:
@@ -242,7 +242,7 @@ class LocalStore:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # the contract: not there is no error
             with self._locked():
                 os.unlink(path)
-            _sync_folder(os.path.dirname(path))
+            files.sync_folder(os.path.dirname(path))
 
     async def delete_many(self, keys: Iterable[str]) -> None:
         failures: list[StorageError] = []
@@ -264,7 +264,7 @@ class LocalStore:
         upload_id = uuid.uuid4().hex
         aside = os.path.join(self._tmp, upload_id)
         os.mkdir(aside, 0o700)
-        with open(os.path.join(aside, "key"), "x", opener=_private) as file:
+        with open(os.path.join(aside, "key"), "x", opener=files.private) as file:
             file.write(key)
         os.rename(aside, os.path.join(self._uploads, upload_id))
         return upload_id
@@ -278,7 +278,7 @@ class LocalStore:
         with self._log_of(key, upload_id) as fd:
             position = start
             for chunk in body:
-                _write_all(fd, chunk, position)
+                files.write_all(fd, chunk, position)
                 position += len(chunk)
         return Part(number, f"{self._log}:{start}", size)
 
@@ -294,7 +294,7 @@ class LocalStore:
         with self._opened(source, if_match) as (origin, status), self._log_of(key, upload_id) as fd:
             if start < 0 or start + size > status.st_size:
                 raise StorageError(f"{source!r} has {status.st_size} bytes: no range of {size} from {start}", source)
-            _copy_range(origin, fd, start, place, size)
+            files.copy_range(origin, fd, start, place, size)
         return Part(number, f"{self._log}:{place}", size)
 
     def _reserve(self, upload_id: str, size: int) -> int:
@@ -326,11 +326,11 @@ class LocalStore:
         if _in_order(places):
             path = places[0][0]
         else:
-            with open(path, "wb", opener=_private) as assembled:
+            with open(path, "wb", opener=files.private) as assembled:
                 end = 0
                 for log, start, size in places:
                     with open(log, "rb") as file:
-                        _copy_range(file.fileno(), assembled.fileno(), start, end, size)
+                        files.copy_range(file.fileno(), assembled.fileno(), start, end, size)
                     end += size
         with open(path, "rb+") as file:
             file.truncate(sum(size for _, _, size in places))
@@ -354,7 +354,7 @@ class LocalStore:
 
     def _forget(self, upload_id: str) -> None:
         self._log_ends.pop(upload_id, None)
-        _remove(self._upload_path(upload_id))
+        files.remove(self._upload_path(upload_id))
 
     async def list_uploads(self) -> AsyncGenerator[Sequence[UploadInfo], None]:
         yield await self._run(self._list_uploads)
@@ -426,60 +426,3 @@ def _in_order(places: Sequence[tuple[str, int, int]]) -> bool:
             return False
         end += size
     return bool(places)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
-def _read_range(fd: int, start: int, size: int) -> bytes:
-    chunks = []
-    while size > 0 and (chunk := os.pread(fd, size, start)):
-        chunks.append(chunk)
-        start += len(chunk)
-        size -= len(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _write_all(fd: int, body: bytes, position: int) -> None:
-    rest = memoryview(body)
-    while rest:
-        written = os.pwrite(fd, rest, position)
-        position += written
-        rest = rest[written:]
-
-
-def _copy_range(source: int, target: int, start: int, place: int, size: int) -> None:
-    """Copy within the kernel (sharing the blocks where the file system can), or by hand where it cannot."""
-    end = start + size
-    try:
-        while start < end:
-            copied = os.copy_file_range(source, target, end - start, start, place)
-            if copied == 0:
-                raise StorageError("a file became shorter while it was copied")
-            start += copied
-            place += copied
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM):
-            raise
-        while start < end and (chunk := _read_range(source, start, min(_STREAM, end - start))):
-            _write_all(target, chunk, place)
-            start += len(chunk)
-            place += len(chunk)
-
-
-def _sync_folder(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove(path: str) -> None:
-    """Remove a file or a folder of ours, if it is (still) there."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.isdir(path):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)

@@ -1,0 +1,56 @@
+"""The calls that are under way on a store: what closing it has to wait for, or to end.
+
+Each call runs in a task of its own. So closing can end it without touching the caller's task, and the caller learns of
+it by StoreClosed; and a caller that is cancelled has its call cancelled, and waits until that has tidied up.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from snapstore.aio import drop
+from snapstore.errors import StoreClosed
+
+T = TypeVar("T")
+
+
+class Calls:
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await ``work``. StoreClosed where the store is closed, or is being closed meanwhile."""
+        if self._closed:
+            work.close()
+            raise StoreClosed("the store is closed")
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and self._closed:
+                raise StoreClosed("the store was closed while this call was under way; it was taken back") from None
+            await drop([task])
+            raise
+        finally:
+            self._running.discard(task)
+
+    async def each(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """The items, each awaited as `run` does."""
+        end = object()
+        async with aclosing(items):
+            while (item := await self.run(_next(items, end))) is not end:
+                yield item  # type: ignore[misc]
+
+    async def close(self, grace: float) -> None:
+        """Refuse new calls, let those under way end within ``grace`` seconds, then cancel them; wait for all."""
+        self._closed = True
+        if self._running and grace > 0:
+            await asyncio.wait(self._running, timeout=grace)
+        await drop(self._running)
+
+
+async def _next(items: AsyncGenerator[T, None], end: object) -> T | object:
+    return await anext(items, end)
