@@ -16,6 +16,7 @@ import msgspec
 from snapstore.archive.names import to_bytes
 from snapstore.model import Progress, ProgressCallback
 
+_LEAST_WIDTH = 120
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _PHASES = {"scan": "Scanning", "pack": "Packing", "restore": "Restoring", "rebuild": "Reading"}
 
@@ -55,7 +56,10 @@ class Output:
             table.add_column(title, no_wrap=number == 0, overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))
-        Console().print(table)
+        # On a narrow terminal it is better that lines wrap there than that an id is folded into pieces here.
+        console = Console()
+        console.width = max(console.width, _LEAST_WIDTH)
+        console.print(table)
 
     @contextmanager
     def progress(self) -> Iterator[ProgressCallback | None]:

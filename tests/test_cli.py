@@ -1,0 +1,262 @@
+"""The command line, as a person or a script meets it: each command in a process of its own."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+Run = subprocess.CompletedProcess[str]
+
+
+class Shell:
+    """An empty home with one application in it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environment = {"HOME": str(home), "PATH": os.environ["PATH"], "COLUMNS": "200"}
+        app = home / "apps" / "blog"
+        (app / "static").mkdir(parents=True)
+        (app / "index.html").write_text("<h1>hello</h1>\n")
+        (app / "static" / "a\nb.css").write_text("body {}\n")
+
+    def __call__(self, *arguments: str, **environment: str) -> Run:
+        return subprocess.run(
+            [sys.executable, "-m", "snapstore", *arguments],
+            cwd=self.home,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "snapstore", *arguments],
+            cwd=self.home,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def document(self, *arguments: str) -> dict[str, object]:
+        done = self(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        found: dict[str, object] = json.loads(done.stdout)
+        return found
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_the_main_job_with_nothing_set(shell: Shell) -> None:
+    made = shell("create", "blog", "apps/blog", "--label", "owner:42")
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == "", "quiet when piped"
+    assert "4 members" in made.stdout
+
+    (line,) = shell("list", "--label", "owner:42").stdout.splitlines()
+    assert line.split("\t")[1:2] == ["blog"]
+    assert shell("list", "--label", "owner:43").stdout == ""
+
+    listed = shell("ls", "blog@latest").stdout.splitlines()
+    assert [row.split(maxsplit=5)[5] for row in listed] == [".", "index.html", "static", "static/a\\nb.css"]
+    assert shell("cat", "blog@latest", "index.html").stdout == "<h1>hello</h1>\n"
+
+    assert shell("restore", "blog@latest", "copy").returncode == 0
+    assert subprocess.run(["diff", "-r", "apps/blog", "copy"], cwd=shell.home).returncode == 0
+
+    assert shell("delete", "blog@latest").returncode == 0
+    assert shell("list").stdout == ""
+
+
+def test_json_is_one_document_or_a_line_each(shell: Shell) -> None:
+    made = shell.document("create", "blog", "apps/blog")
+    assert made["app"] == "blog"
+    assert made["problems"] == []
+    shown = shell.document("show", str(made["id"]))
+    assert {key: made[key] for key in shown} == shown
+    shell("create", "blog", "apps/blog")
+    lines = shell("list", "--json").stdout.splitlines()
+    assert [json.loads(line)["app"] for line in lines] == ["blog", "blog"]
+    paths = {json.loads(line)["path"] for line in shell("ls", "blog@latest", "--json").stdout.splitlines()}
+    assert paths == {".", "index.html", "static", "static/a\nb.css"}
+    assert shell.document("restore", "blog@latest", "copy")["members"] == 4
+    assert str(shell.document("link", "blog@latest")["url"]).startswith("file:///")
+    assert shell.document("index", "rebuild")["snapshots"] == 2
+    deleted = shell("delete", "--app", "blog", "--yes", "--json").stdout.splitlines()
+    assert len(deleted) == 2
+
+
+def test_a_name_that_is_not_utf8_is_b64_in_json_and_escaped_for_people(shell: Shell) -> None:
+    os.mkdir(os.fsencode(shell.home) + b"/odd")
+    Path(os.fsdecode(os.fsencode(shell.home) + b"/odd/\xff\x1b[2J")).touch()
+    assert shell("create", "odd", "odd").returncode == 0
+    assert "\\xff\\x1b[2J" in shell("ls", "odd@latest").stdout
+    documents = [json.loads(line) for line in shell("ls", "odd@latest", "--json").stdout.splitlines()]
+    assert {"b64": "/xtbMko="} in [document["path"] for document in documents]
+
+
+def test_options_come_before_the_environment_before_the_default(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog")
+    environment = {"SNAPSTORE_URL": "env-store", "SNAPSTORE_INDEX": "env.db", "SNAPSTORE_APPS": "apps"}
+    assert "env-store" in shell("create", "blog", **environment).stdout
+    assert "opt-store" in shell("create", "blog", "--url", "opt-store", "--index", "opt.db", **environment).stdout
+    assert len(shell("list").stdout.splitlines()) == 1
+    assert (shell.home / "env.db").exists()
+    keyed = shell("create", "blog", "--label", "env:prod", "--json", SNAPSTORE_INDEX_LABEL="env", **environment)
+    assert ":prod:" in json.loads(keyed.stdout)["key"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "help_in_it"),
+    [
+        (["show", "0199"], 1, "snapstore list"),
+        (["show", "blog@latest"], 1, "no such snapshot"),
+        (["create", "blog", "nowhere"], 1, "is not there"),
+        (["create", "blog"], 2, "--apps"),
+        (["create", "_blog", "apps/blog"], 2, "does not begin with '_'"),
+        (["create", "blog", "apps/blog", "--label", "size:3"], 2, "written by snapstore itself"),
+        (["create", "blog", "apps/blog", "--exclude", "a[", "--exclude-from", "missing"], 2, "cannot read"),
+        (["list", "--since", "yesterday"], 2, "7d"),
+        (["list", "--cursor", "x"], 2, "no cursor"),
+        (["list", "--url", "s4://x"], 2, "give a folder"),
+        (["list", "--url", "apps"], 1, "not a snapstore"),
+        (["list", "--url", "apps/blog/index.html"], 1, "is a file"),
+        (["delete"], 2, "--app"),
+        (["delete", "--app", "blog"], 2, "--yes"),
+        (["link", "blog@latest", "--expires", "soon"], 2, "12h"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["list", "--limit", "0"], 2, "limit"),
+    ],
+)
+def test_errors_read_like_help(shell: Shell, arguments: list[str], status: int, help_in_it: str) -> None:
+    done = shell(*arguments)
+    assert done.returncode == status, done.stderr
+    assert help_in_it in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_target_that_is_not_empty_is_left_alone_until_told_otherwise(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog")
+    (shell.home / "copy").mkdir()
+    (shell.home / "copy" / "mine").touch()
+    refused = shell("restore", "blog@latest", "copy")
+    assert refused.returncode == 1
+    assert "--merge" in refused.stderr
+    assert "--replace" in refused.stderr
+    assert shell("restore", "blog@latest", "copy", "--merge", "--replace").returncode == 2
+    assert shell("restore", "blog@latest", "copy", "--merge").returncode == 0
+    assert {path.name for path in (shell.home / "copy").iterdir()} == {"mine", "index.html", "static"}
+    assert shell("restore", "blog@latest", "copy", "--replace", "--path", "index.html").returncode == 0
+    assert {path.name for path in (shell.home / "copy").iterdir()} == {"index.html"}
+
+
+def test_what_could_not_be_read_is_told_and_makes_status_3(shell: Shell) -> None:
+    # A path that no archive of ours holds stands for what cannot be read: as root, everything can.
+    folder = os.open(shell.home / "apps" / "blog", os.O_RDONLY)
+    name = "d" * 250
+    for _ in range(70):
+        os.mkdir(name, dir_fd=folder)
+        inner = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    failed = shell("create", "blog", "apps/blog")
+    assert failed.returncode == 1
+    assert "--on-error skip" in failed.stderr
+    assert shell("list").stdout == "", "no snapshot was made"
+    skipped = shell("create", "blog", "apps/blog", "--on-error", "skip", "--json")
+    assert skipped.returncode == 3
+    assert "unreadable" in skipped.stderr
+    assert json.loads(skipped.stdout)["warnings"] == 1
+
+
+def test_excludes_from_options_files_and_the_folder_itself(shell: Shell) -> None:
+    for name in ("a.log", "b.tmp", "c.bak", "keep.log"):
+        (shell.home / "apps" / "blog" / name).touch()
+    (shell.home / "apps" / "blog" / ".snapignore").write_text("*.log\n!keep.log\n")
+    (shell.home / "patterns").write_text("# comment\n*.tmp\n")
+    shell("create", "blog", "apps/blog", "--exclude", "*.bak", "--exclude-from", "patterns", "-x", "/static/")
+    paths = {json.loads(line)["path"] for line in shell("ls", "blog@latest", "--json").stdout.splitlines()}
+    assert paths == {".", ".snapignore", "index.html", "keep.log"}
+
+
+def test_pages_are_told_on_stderr(shell: Shell) -> None:
+    for _ in range(3):
+        shell("create", "blog", "apps/blog")
+    first = shell("list", "-n", "2")
+    cursor = first.stderr.split()[-1]
+    second = shell("list", "-n", "2", "--cursor", cursor)
+    assert len(first.stdout.splitlines()) == 2
+    assert len(second.stdout.splitlines()) == 1
+    assert second.stderr == ""
+
+
+def test_a_pipe_that_closes_early_is_no_error(shell: Shell) -> None:
+    (shell.home / "apps" / "blog" / "large").write_bytes(bytes(9 << 20))
+    shell("create", "blog", "apps/blog")
+    process = shell.start("cat", "blog@latest", "large")
+    assert process.stdout is not None
+    process.stdout.buffer.read(10)
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(30) == 141
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupting_a_create_leaves_nothing(shell: Shell, sent: signal.Signals, status: int) -> None:
+    shell("list")  # makes the store
+    app = shell.home / "apps" / "blog"
+    (app / "large-1").write_bytes(os.urandom(12 << 20))  # begins an upload
+    with (app / "large-2").open("wb") as file:
+        file.truncate(64 << 30)  # keeps it going for minutes
+    process = shell.start("create", "blog", "apps/blog")
+    uploads = shell.home / ".local/share/snapstore/store/.snapstore/uploads"
+    deadline = time.monotonic() + 30
+    while not any(uploads.iterdir()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    process.send_signal(sent)
+    assert process.wait(30) == status
+    assert process.stderr is not None
+    assert process.stdout is not None
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.stdout.close()
+    assert list(uploads.iterdir()) == []
+    assert shell("list").stdout == ""
+
+
+def test_a_terminal_gets_a_table_and_a_bar(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog", "--label", "owner:42")
+    primary, secondary = pty.openpty()
+    command = [sys.executable, "-m", "snapstore", "list"]
+    environment = shell.environment | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "60"}
+    done = subprocess.run(command, env=environment, stdout=secondary, stderr=subprocess.PIPE, timeout=60)
+    os.close(secondary)
+    shown = os.read(primary, 65536).decode()
+    os.close(primary)
+    assert done.returncode == 0, done.stderr
+    assert "ID" in shown
+    assert "owner:42" in shown
+
+
+def test_without_its_extra_the_command_line_says_what_to_install(shell: Shell) -> None:
+    blocked = "import sys; sys.modules['typer'] = None; from snapstore.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "pip install 'snapstore[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
