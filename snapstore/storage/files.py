@@ -52,6 +52,18 @@ def copy_range(source: int, target: int, start: int, place: int, size: int) -> N
             place += len(chunk)
 
 
+def make_folder(folder: str, *, top: str = "/") -> None:
+    """Make a folder and those between it and ``top``, which is never made, and sync each into its parent."""
+    if folder == top or os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    make_folder(parent, top=top)
+    # Another process may make it at the same time.
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    sync_folder(parent)
+
+
 def sync_folder(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

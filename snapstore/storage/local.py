@@ -5,9 +5,7 @@
     <root>/.snapstore/tmp/           bodies that are being written
     <root>/.snapstore/uploads/<id>/  multipart uploads that are neither completed nor aborted
 
-The one idea: a body is written aside, synced, and then renamed to its key under the lock. An upload's parts are laid
-one after another into a single file in the order in which they arrive, so that completing an upload whose parts came in
-order is a rename, and no byte is written twice.
+The one idea: a body is written aside, synced, and then renamed to its key under the lock.
 
 ETags are made of modification time (set by us, in nanoseconds), size and inode: free to read in a listing, and new with
 every write, since every write makes a new file.
@@ -29,6 +27,7 @@ from snapstore.aio import Workers
 from snapstore.errors import InvalidInput, NotAStore, ObjectNotFound, PreconditionFailed, StorageError, StorageFull
 from snapstore.storage import files
 from snapstore.storage.base import Body, Chunks, ObjectInfo, Part, UploadInfo, check_key
+from snapstore.storage.local_uploads import LocalUploads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,11 +45,9 @@ class LocalStore:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self._root = os.path.abspath(root)
         self._tmp = os.path.join(self._root, _OURS, "tmp")
-        self._uploads = os.path.join(self._root, _OURS, "uploads")
+        self._uploads_folder = os.path.join(self._root, _OURS, "uploads")
+        self._uploads = LocalUploads(self._uploads_folder, self._tmp, self._publish)
         self._workers = Workers(_THREADS, "folder")
-        self._log = f"parts-{uuid.uuid4().hex}"
-        self._log_ends: dict[str, int] = {}
-        """Per upload: where in our file of parts the next one goes."""
 
     @property
     def url(self) -> str:
@@ -63,8 +60,8 @@ class LocalStore:
     def _open(self) -> None:
         if not os.path.isdir(os.path.join(self._root, _OURS)):
             self._check_adoptable()
-        for folder in (self._tmp, self._uploads):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+        for folder in (self._tmp, self._uploads_folder):
+            files.make_folder(folder)
         self._remove_stale()
 
     def _check_adoptable(self) -> None:
@@ -75,7 +72,8 @@ class LocalStore:
             return
         except NotADirectoryError:
             raise NotAStore(f"{self._root!r} is a file: give a folder to keep snapshots in") from None
-        if names and "_metadata" not in names:
+        # Our own folder among them: another process has just made this a store.
+        if set(names) - {"lost+found"} and not {"_metadata", _OURS}.intersection(names):
             raise NotAStore(
                 f"{self._root!r} is not a snapstore: it holds other files ({names[0]!r}, …). Give an empty or a new"
                 " folder to keep snapshots in"
@@ -120,7 +118,7 @@ class LocalStore:
         info = _info(key, os.fstat(fd))
         path = self._path(key)
         folder = os.path.dirname(path)
-        self._make_folder(folder)
+        files.make_folder(folder, top=self._root)
         with self._locked():
             if if_none_match or if_match is not None:
                 there = self._etag_or_none(path)
@@ -131,16 +129,6 @@ class LocalStore:
             os.rename(aside, path)
         files.sync_folder(folder)
         return info
-
-    def _make_folder(self, folder: str) -> None:
-        if folder == self._root or os.path.isdir(folder):
-            return
-        parent = os.path.dirname(folder)
-        self._make_folder(parent)
-        # Another process may make it at the same time.
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-        files.sync_folder(parent)
 
     @staticmethod
     def _etag_or_none(path: str) -> str | None:
@@ -163,12 +151,20 @@ class LocalStore:
 
     def _get(self, key: str, start: int, size: int | None, if_match: str | None) -> Body:
         with self._opened(key, if_match) as (fd, status):
-            wanted = max(0, status.st_size - start) if size is None else size
+            rest = max(0, status.st_size - start)
+            wanted = rest if size is None else min(size, rest)
             return Body(files.read_range(fd, start, wanted), _etag(status))
 
     @contextlib.contextmanager
     def _opened(self, key: str, if_match: str | None = None) -> Iterator[tuple[int, os.stat_result]]:
-        fd = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            # Nothing is waited for: a pipe that someone put here is no object.
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            self._check_there(key)
+            raise ObjectNotFound(key, self.url) from error
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -195,7 +191,11 @@ class LocalStore:
         return await self._run(self._head, key)
 
     def _head(self, key: str) -> ObjectInfo:
-        status = os.lstat(self._path(key))
+        try:
+            status = os.lstat(self._path(key))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._check_there(key)
+            raise ObjectNotFound(key, self.url) from error
         if not stat.S_ISREG(status.st_mode):
             raise ObjectNotFound(key, self.url)
         return _info(key, status)
@@ -207,13 +207,17 @@ class LocalStore:
 
     def _pages(self, prefix: str, start_after: str) -> Iterator[Sequence[ObjectInfo]]:
         page = []
-        for key in self._keys(prefix.rpartition("/")[0], prefix.encode(), start_after.encode()):
+        folder = prefix.rpartition("/")[0]
+        if folder and not self._may_hold_keys(folder):
+            return
+        for key in self._keys(folder, os.fsencode(prefix), os.fsencode(start_after)):
             # Deleted since its folder was read.
             with contextlib.suppress(FileNotFoundError):
                 page.append(_info(key, os.lstat(os.path.join(self._root, key))))
             if len(page) == _PAGE:
                 yield page
                 page = []
+        self._check_there()  # else the keys of an unmounted store would seem to be deleted
         if page:
             yield page
 
@@ -221,7 +225,11 @@ class LocalStore:
         """Keys below ``folder`` in byte order: a folder sorts as its name with a slash, which is how its keys begin."""
         try:
             with os.scandir(self._path_of(folder)) as entries:
-                names = [entry.name + "/" if entry.is_dir() else entry.name for entry in entries]
+                names = [
+                    entry.name + "/" if entry.is_dir() else entry.name
+                    for entry in entries
+                    if _can_be_key(entry.name) and (entry.is_dir() or entry.is_file(follow_symlinks=False))
+                ]
         except (FileNotFoundError, NotADirectoryError):
             return
         for name in sorted(names, key=os.fsencode):
@@ -239,10 +247,12 @@ class LocalStore:
 
     def _delete(self, key: str) -> None:
         path = self._path(key)
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # the contract: not there is no error
+        try:
             with self._locked():
                 os.unlink(path)
             files.sync_folder(os.path.dirname(path))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            self._check_there(key)  # the contract: an object that is not there is no error
 
     async def delete_many(self, keys: Iterable[str]) -> None:
         failures: list[StorageError] = []
@@ -261,112 +271,47 @@ class LocalStore:
 
     def _create_upload(self, key: str) -> str:
         self._path(key)
-        upload_id = uuid.uuid4().hex
-        aside = os.path.join(self._tmp, upload_id)
-        os.mkdir(aside, 0o700)
-        with open(os.path.join(aside, "key"), "x", opener=files.private) as file:
-            file.write(key)
-        os.rename(aside, os.path.join(self._uploads, upload_id))
-        return upload_id
+        return self._uploads.create(key)
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Chunks) -> Part:
-        size = sum(map(len, body))
-        start = self._reserve(upload_id, size)
-        return await self._run(self._write_part, key, upload_id, number, body, start, size)
+        start = self._uploads.reserve(upload_id, sum(map(len, body)))
+        return await self._run(self._write_part, key, upload_id, number, body, start)
 
-    def _write_part(self, key: str, upload_id: str, number: int, body: Chunks, start: int, size: int) -> Part:
-        with self._log_of(key, upload_id) as fd:
-            position = start
-            for chunk in body:
-                files.write_all(fd, chunk, position)
-                position += len(chunk)
-        return Part(number, f"{self._log}:{start}", size)
+    def _write_part(self, key: str, upload_id: str, number: int, body: Chunks, start: int) -> Part:
+        self._path(key)
+        return self._uploads.write(key, upload_id, number, body, start)
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, start: int, size: int, *, if_match: str
     ) -> Part:
-        place = self._reserve(upload_id, size)
+        place = self._uploads.reserve(upload_id, size)
         return await self._run(self._copy_part, key, upload_id, number, source, start, size, if_match, place)
 
     def _copy_part(
         self, key: str, upload_id: str, number: int, source: str, start: int, size: int, if_match: str, place: int
     ) -> Part:
-        with self._opened(source, if_match) as (origin, status), self._log_of(key, upload_id) as fd:
+        self._path(key)
+        with self._opened(source, if_match) as (origin, status):
             if start < 0 or start + size > status.st_size:
                 raise StorageError(f"{source!r} has {status.st_size} bytes: no range of {size} from {start}", source)
-            files.copy_range(origin, fd, start, place, size)
-        return Part(number, f"{self._log}:{place}", size)
-
-    def _reserve(self, upload_id: str, size: int) -> int:
-        start = self._log_ends.get(upload_id, 0)
-        self._log_ends[upload_id] = start + size
-        return start
-
-    @contextlib.contextmanager
-    def _log_of(self, key: str, upload_id: str) -> Iterator[int]:
-        path = os.path.join(self._upload_path(upload_id), self._log)
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            raise _no_upload(key, upload_id) from None
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+            return self._uploads.copy(key, upload_id, number, origin, start, size, place)
 
     async def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> ObjectInfo:
-        return await self._run(self._complete_upload, key, upload_id, sorted(parts, key=lambda part: part.number))
+        return await self._run(self._complete_upload, key, upload_id, parts)
 
     def _complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> ObjectInfo:
-        folder = self._upload_path(upload_id)
-        if not os.path.isdir(folder):
-            raise _no_upload(key, upload_id)
-        places = [self._place(folder, key, part) for part in parts]
-        path = os.path.join(folder, "content")
-        if _in_order(places):
-            path = places[0][0]
-        else:
-            with open(path, "wb", opener=files.private) as assembled:
-                end = 0
-                for log, start, size in places:
-                    with open(log, "rb") as file:
-                        files.copy_range(file.fileno(), assembled.fileno(), start, end, size)
-                    end += size
-        with open(path, "rb+") as file:
-            file.truncate(sum(size for _, _, size in places))
-            info = self._publish(file.fileno(), path, key)
-        self._forget(upload_id)
-        return info
-
-    @staticmethod
-    def _place(folder: str, key: str, part: Part) -> tuple[str, int, int]:
-        log, _, start = part.etag.partition(":")
-        path = os.path.join(folder, os.path.basename(log))
-        try:
-            if os.path.getsize(path) >= int(start) + part.size:
-                return path, int(start), part.size
-        except (OSError, ValueError):
-            pass  # falls through to the one message
-        raise StorageError(f"part {part.number} of the upload of {key!r} is not there", key)
+        self._path(key)
+        return self._uploads.complete(key, upload_id, parts)
 
     async def abort_upload(self, key: str, upload_id: str) -> None:
-        await self._run(self._forget, upload_id)
+        await self._run(self._abort_upload, key, upload_id)
 
-    def _forget(self, upload_id: str) -> None:
-        self._log_ends.pop(upload_id, None)
-        files.remove(self._upload_path(upload_id))
+    def _abort_upload(self, key: str, upload_id: str) -> None:
+        self._path(key)
+        self._uploads.forget(key, upload_id)
 
     async def list_uploads(self) -> AsyncGenerator[Sequence[UploadInfo], None]:
-        yield await self._run(self._list_uploads)
-
-    def _list_uploads(self) -> Sequence[UploadInfo]:
-        uploads = []
-        for upload_id in sorted(os.listdir(self._uploads)):
-            path = os.path.join(self._uploads, upload_id, "key")
-            # Completed or aborted since the folder was read.
-            with contextlib.suppress(FileNotFoundError), open(path) as file:
-                uploads.append(UploadInfo(file.read(), upload_id, os.fstat(file.fileno()).st_mtime))
-        return uploads
+        yield await self._run(self._uploads.list)
 
     async def download_url(self, key: str, *, expires: timedelta, filename: str) -> str:
         return Path(self._path(key)).as_uri()
@@ -380,10 +325,12 @@ class LocalStore:
     def _path_of(self, folder: str) -> str:
         return os.path.join(self._root, folder) if folder else self._root
 
-    def _upload_path(self, upload_id: str) -> str:
-        if not upload_id.isalnum():
-            raise StorageError(f"{upload_id!r} is no upload's id")
-        return os.path.join(self._uploads, upload_id)
+    def _check_there(self, key: str | None = None) -> None:
+        if not os.path.isdir(self._tmp):
+            raise StorageError(f"the store's folder {self._root!r} is gone (unmounted?)", key)
+
+    def _may_hold_keys(self, folder: str) -> bool:
+        return _can_be_key(folder) and folder.split("/", 1)[0] != _OURS
 
     async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do a job in a thread, with the system's errors told as the contract's."""
@@ -391,15 +338,22 @@ class LocalStore:
         try:
             return await self._workers.run(job, *args, **kwargs)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            if not await self._workers.run(os.path.isdir, self._tmp):
-                raise StorageError(f"the store's folder {self._root!r} is gone (unmounted?)", key) from error
-            if key is not None and isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise ObjectNotFound(key, self.url) from error
+            await self._workers.run(self._check_there, key)
+            if isinstance(error, FileNotFoundError):
+                raise StorageError(f"{error.filename!r} was removed meanwhile", key) from error
             raise StorageError(f"{key!r} and a key below it cannot both exist", key) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFull(f"no space left for {self._root!r}: free some, then try again", key) from error
             raise StorageError(f"{self._root!r}: {error.strerror or error}", key) from error
+
+
+def _can_be_key(name: str) -> bool:
+    try:
+        check_key(name)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _next_page(pages: Iterator[Sequence[ObjectInfo]]) -> Sequence[ObjectInfo]:
@@ -412,17 +366,3 @@ def _etag(status: os.stat_result) -> str:
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, status.st_size, _etag(status), status.st_mtime)
-
-
-def _no_upload(key: str, upload_id: str) -> StorageError:
-    return StorageError(f"no upload {upload_id!r} of {key!r}: it was completed or aborted", key)
-
-
-def _in_order(places: Sequence[tuple[str, int, int]]) -> bool:
-    """Whether the parts lie in one file, one after another from its beginning, so that this file is the object."""
-    end = 0
-    for log, start, size in places:
-        if log != places[0][0] or start != end:
-            return False
-        end += size
-    return bool(places)

@@ -44,6 +44,10 @@ class MultipartUpload:
 
     async def _collect(self, when: str) -> None:
         done, self._sending = await asyncio.wait(self._sending, return_when=when)
+        # Each is asked for its error: those that nobody asked for are logged as lost when the tasks are collected.
+        errors = [error for task in done if not task.cancelled() and (error := task.exception())]
+        if errors:
+            raise errors[0]
         self._parts += [task.result() for task in done]
 
     async def complete(self) -> ObjectInfo:
