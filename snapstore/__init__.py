@@ -6,6 +6,8 @@ async with SnapStore.open("/srv/snapshots") as store:
     await store.restore(snap.id, "/srv/apps/blog-copy")
 """
 
+import logging
+
 from snapstore.engine.limits import Limits
 from snapstore.engine.store import SnapStore
 from snapstore.errors import (
@@ -53,6 +55,9 @@ from snapstore.model import (
     Snapshot,
     SnapshotReport,
 )
+
+# A library leaves logging to its service; without this, warnings of an unconfigured one would go to stderr.
+logging.getLogger("snapstore").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 

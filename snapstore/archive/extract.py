@@ -140,7 +140,14 @@ class TreeWriter:
         """Make the links, the FIFOs and devices, and then the folders' metadata, the root's excepted."""
         folders, sources = self._folders(), self._new_folders()
         for path, header in self._hard_links.items():
-            self._make_link(path, to_text(header.link), folders, sources)
+            twin = self._others.get(to_text(header.link))
+            if twin is not None:
+                # Others link symbolic links and FIFOs too. A second one is the same to all but the inode's number.
+                self._others[path] = twin._replace(path=header.path)
+            elif self._types.get(to_text(header.link)) in ("c", "b"):
+                self.notes.add("left out devices, which only a trusted restore makes", path)
+            else:
+                self._make_link(path, to_text(header.link), folders, sources)
         for path, header in self._others.items():
             self._make_other(path, header, folders)
         for path in sorted(self._made | self._folder_headers.keys(), key=depth, reverse=True):

@@ -7,7 +7,7 @@ Made by ``tar --zstd``, by bsdtar, by the older system: no table of contents, an
 import io
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple, Self
 
 import zstandard
 
@@ -86,12 +86,29 @@ class Decompressed(io.RawIOBase):
         return True
 
 
+class _StrictInfo(tarfile.TarInfo):
+    """`tarfile` takes a header that it cannot read, or a missing one, for the archive's end unless it is the first.
+
+    Only a block of zeros is that: anything else means that the rest is lost.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
 def read_members(stream: Decompressed) -> Iterator[ForeignMember]:
     """All members in order; the stream is read to its end. ArchiveDamaged for what cannot be parsed."""
     try:
         with tarfile.open(
             fileobj=io.BufferedReader(stream, _CHUNK),
             mode="r|",
+            tarinfo=_StrictInfo,
             bufsize=_CHUNK,
             encoding="utf-8",
             errors="surrogateescape",

@@ -160,20 +160,26 @@ class Packer:
         members = self._frame.members
         self._frame.append(blocks)
         self._frame.skip(length)
+        failed = False
         for position in range(FRAME, member.size, FRAME):
             yield self._next_frame()
             length = min(FRAME, member.size - position)
             try:
-                missing |= self._read_chunk(0, length, descriptor, position, sparse=sparse) < length
+                if not failed:
+                    missing |= self._read_chunk(0, length, descriptor, position, sparse=sparse) < length
             except OSError as error:
                 # Its header is on its way and cannot be taken back: the rest is padded like that of a file cut short.
                 self._report(member.path, error)
-                missing = True
+                failed = True
+            if failed:
+                self._frame.buffer[:length] = bytes(length)
             self._frame.skip(length)
         self._frame.pad(member.size)
-        if missing or not _same(before, os.fstat(descriptor)):
-            members[0] = msgspec.structs.replace(members[0], warning="changed")
+        changed = missing or not _same(before, os.fstat(descriptor))
+        if changed and not failed:
             self.problems.append(Problem(member.path, "changed", "it was written to while it was read"))
+        if changed or failed:
+            members[0] = msgspec.structs.replace(members[0], warning="changed")
         yield self._next_frame()
 
     def _read_chunk(self, ahead: int, length: int, descriptor: int, position: int = 0, *, sparse: bool = False) -> int:

@@ -4,11 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from snapstore.archive.attributes import Policy
-from snapstore.archive.exclude import Excludes
 from snapstore.archive.extract import TreeWriter, find_conflict
-from snapstore.archive.names import is_below, to_text
 from snapstore.archive.select import clean_path
-from snapstore.archive.tar import Header
 from snapstore.archive.target import Target, remove
 from snapstore.model import Caps, Existing, Member
 
@@ -23,6 +20,11 @@ class RestoreOptions(NamedTuple):
     existing: Existing
     policy: Policy
     caps: Caps
+
+    @property
+    def all(self) -> bool:
+        """Whether everything is restored."""
+        return not (self.paths or self.exclude or self.drop)
 
 
 class Restoration:
@@ -66,36 +68,3 @@ class Restoration:
             self._writer.close()
         if self._target is not None:
             self._target.close()
-
-
-class StreamFilter:
-    """Which members of a stream are wanted, one by one: nothing is known of those to come."""
-
-    def __init__(self, options: RestoreOptions) -> None:
-        self._paths = [clean_path(path) for path in options.paths]
-        self._unseen = set(self._paths)
-        self._drop = {clean_path(path) for path in options.drop}
-        self._excludes = Excludes(options.exclude)
-
-    def wants(self, header: Header) -> bool:
-        path = to_text(header.path)
-        if path == ".":
-            return True
-        below = [wanted for wanted in self._paths if is_below(path, wanted)]
-        self._unseen.difference_update(below)
-        if path in self._drop or (self._paths and not below):
-            return False
-        return not self._is_excluded(path, header.type == "d")
-
-    def unseen(self) -> set[str]:
-        """Paths that were asked for and did not come."""
-        return self._unseen - {"."}
-
-    def _is_excluded(self, path: str, is_folder: bool) -> bool:
-        if not self._excludes:
-            return False
-        parts = path.split("/")
-        folders = ("/".join(parts[:count]) + "/" for count in range(1, len(parts)))
-        return (
-            any(folder in self._excludes for folder in folders) or (path + "/" if is_folder else path) in self._excludes
-        )

@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from snapstore.archive.exclude import Excludes
-from snapstore.archive.names import is_below, parent_of
+from snapstore.archive.names import is_below, parent_of, to_bytes, to_text
 from snapstore.archive.plan import FRAME
+from snapstore.archive.tar import Header
 from snapstore.archive.toc import Frame, Toc
 from snapstore.errors import ArchiveDamaged, InvalidInput, MemberNotFound
 from snapstore.model import Member, MemberType
@@ -27,21 +28,43 @@ class FramePieces(NamedTuple):
 
     frame: Frame
     continues: Piece | None
-    wanted: Collection[str] | None
+    choice: "Choice"
 
     def pieces(self) -> Iterator[Piece]:
         if self.continues is not None:
             yield self.continues
         for member in self.frame.members:
-            if self.wanted is None or member.path in self.wanted:
+            if member.path in self.choice:
                 yield Piece(member, 0, min(FRAME, member.size), True)
+
+
+class Choice(NamedTuple):
+    """Which paths are written."""
+
+    wanted: Collection[str] | None
+    """None for all."""
+    stand_ins: Mapping[str, str]
+    """Files that are written under another path: that of a wanted hard link to them, where they are not wanted."""
+
+    def __contains__(self, path: object) -> bool:
+        return self.wanted is None or path in self.wanted
+
+    def renamed(self, header: Header) -> Header:
+        """A file or a link under the name that stands in for it, where its own was not asked for."""
+        if header.type == "f" and (name := self.stand_ins.get(to_text(header.path))):
+            return header._replace(path=to_bytes(name))
+        if header.type == "h" and (name := self.stand_ins.get(to_text(header.link))):
+            return header._replace(link=to_bytes(name))
+        return header
+
+
+EVERYTHING = Choice(None, {})
 
 
 class Selection(NamedTuple):
     frames: Sequence[FramePieces]
     """Those that hold something that is wanted, in the archive's order."""
-    stand_ins: Mapping[str, str]
-    """Files that are written under another path: that of a wanted hard link to them, where they are not wanted."""
+    choice: Choice
     members: int
     content_size: int
 
@@ -49,13 +72,26 @@ class Selection(NamedTuple):
 def select(
     toc: Toc, snapshot_id: str, *, paths: Collection[str] = (), excludes: Excludes, drop: Collection[str] = ()
 ) -> Selection:
+    """What `choose` chooses, and the frames that hold it."""
+    if not (paths or excludes or drop):
+        return _selection(toc, EVERYTHING)
+    kinds: dict[str, tuple[MemberType, str]] = {member.path: (member.type, member.link) for member in toc.members()}
+    return _selection(toc, choose(kinds, snapshot_id, paths=paths, excludes=excludes, drop=drop))
+
+
+def choose(
+    kinds: Mapping[str, tuple[MemberType, str]],
+    snapshot_id: str,
+    *,
+    paths: Collection[str],
+    excludes: Excludes,
+    drop: Collection[str],
+) -> Choice:
     """The members at and below ``paths`` (all, where there are none), without what is excluded or dropped.
 
-    The folders on the way to a path are selected with it. MemberNotFound for a path that is not in the snapshot.
+    ``kinds`` gives each member's type and link. The folders on the way to a path are chosen with it. MemberNotFound for
+    a path that is not in the snapshot.
     """
-    if not (paths or excludes or drop):
-        return _selection(toc, None, {})
-    kinds: dict[str, tuple[MemberType, str]] = {member.path: (member.type, member.link) for member in toc.members()}
     wanted = _below(kinds, [clean_path(path) for path in paths], snapshot_id) if paths else set(kinds)
     wanted -= {clean_path(path) for path in drop}
     if excludes:
@@ -65,7 +101,7 @@ def select(
         kind, link = kinds[path]
         if kind == "h" and link not in wanted:
             stand_ins.setdefault(link, path)
-    return _selection(toc, (wanted | stand_ins.keys()) - set(stand_ins.values()), stand_ins)
+    return Choice((wanted | stand_ins.keys()) - set(stand_ins.values()), stand_ins)
 
 
 def select_one(toc: Toc, path: str, snapshot_id: str) -> tuple[Member, Selection]:
@@ -76,7 +112,7 @@ def select_one(toc: Toc, path: str, snapshot_id: str) -> tuple[Member, Selection
     if member.type != "f":
         kinds = {"d": "a folder", "l": f"a symbolic link to {member.link!r}"}
         raise MemberNotFound(path, snapshot_id, f"{path!r} is {kinds.get(member.type, 'no file')}: it has no content")
-    return member, _selection(toc, {member.path}, {})
+    return member, _selection(toc, Choice({member.path}, {}))
 
 
 def find(toc: Toc, path: str, snapshot_id: str) -> Member:
@@ -96,7 +132,7 @@ def clean_path(path: str) -> str:
     return "/".join(parts) or "."
 
 
-def _selection(toc: Toc, wanted: Collection[str] | None, stand_ins: Mapping[str, str]) -> Selection:
+def _selection(toc: Toc, choice: Choice) -> Selection:
     """Look at every frame once. ArchiveDamaged where they do not add up."""
     found: list[FramePieces] = []
     seen: set[str] = set()
@@ -110,13 +146,13 @@ def _selection(toc: Toc, wanted: Collection[str] | None, stand_ins: Mapping[str,
                 raise ArchiveDamaged(f"the table of contents ends {large.path!r} too early")
             continues = Piece(large, position, min(FRAME, large.size - position), False)
             position += continues.length
-            if wanted is not None and large.path not in wanted:
+            if large.path not in choice:
                 continues = None
         is_wanted = continues is not None
         listed += len(members)
         for member in members:
             seen.add(member.path)
-            if wanted is None or member.path in wanted:
+            if member.path in choice:
                 is_wanted = True
                 count += 1
                 content += member.size
@@ -125,12 +161,12 @@ def _selection(toc: Toc, wanted: Collection[str] | None, stand_ins: Mapping[str,
         if large is not None and position == large.size:
             large = None
         if is_wanted:
-            found.append(FramePieces(frame, continues, wanted))
+            found.append(FramePieces(frame, continues, choice))
     if large is not None:
         raise ArchiveDamaged(f"the table of contents ends in the middle of {large.path!r}")
     if len(seen) != listed:
         raise ArchiveDamaged("the table of contents lists a member twice")
-    return Selection(found, stand_ins, count, content)
+    return Selection(found, choice, count, content)
 
 
 def _below(kinds: Collection[str], paths: Iterable[str], snapshot_id: str) -> set[str]:

@@ -24,7 +24,7 @@ class _LargeFile:
 class Unpacker:
     def __init__(self, writer: TreeWriter, selection: Selection) -> None:
         self._writer = writer
-        self._stand_ins = selection.stand_ins
+        self._choice = selection.choice
         self._large: dict[str, _LargeFile] = {}
         self._lock = threading.Lock()
 
@@ -43,7 +43,7 @@ class Unpacker:
         header, start = header_of(raw, member) if piece.begins else (_header(member), 0)
         if start + piece.length > len(raw):
             raise ArchiveDamaged(f"{member.path!r} reaches beyond its frame")
-        header = self._renamed(header)
+        header = self._choice.renamed(header)
         if member.type != "f":
             self._writer.add(header)
         elif member.size > FRAME:
@@ -52,14 +52,6 @@ class Unpacker:
             self._write_large(file, piece, header, raw, start)
         else:
             self._writer.write_file(header, raw, start)
-
-    def _renamed(self, header: tar.Header) -> tar.Header:
-        """A file or a link under the name that stands in for it, where its own was not asked for."""
-        if header.type == "f" and (name := self._stand_ins.get(to_text(header.path))):
-            return header._replace(path=to_bytes(name))
-        if header.type == "h" and (name := self._stand_ins.get(to_text(header.link))):
-            return header._replace(link=to_bytes(name))
-        return header
 
     def _write_large(self, file: _LargeFile, piece: Piece, header: tar.Header, raw: bytes, start: int) -> None:
         with file.lock:

@@ -5,11 +5,11 @@ it by StoreClosed; and a caller that is cancelled has its call cancelled, and wa
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from snapstore.aio import drop
+from snapstore.aio import drop, uninterrupted
 from snapstore.errors import StoreClosed
 
 T = TypeVar("T")
@@ -20,8 +20,13 @@ class Calls:
         self._running: set[asyncio.Task[Any]] = set()
         self._closed = False
 
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await ``work``. StoreClosed where the store is closed, or is being closed meanwhile."""
+    async def run(
+        self, work: Coroutine[Any, Any, T], *, undo: Callable[[], Coroutine[Any, Any, None]] | None = None
+    ) -> T:
+        """Await ``work``. StoreClosed where the store is closed, or is being closed meanwhile.
+
+        ``undo`` takes back work that was done in the very instant in which its caller was cancelled.
+        """
         if self._closed:
             work.close()
             raise StoreClosed("the store is closed")
@@ -33,6 +38,8 @@ class Calls:
             if task.cancelled() and self._closed:
                 raise StoreClosed("the store was closed while this call was under way; it was taken back") from None
             await drop([task])
+            if undo is not None and not task.cancelled() and task.exception() is None:
+                await uninterrupted(undo())
             raise
         finally:
             self._running.discard(task)

@@ -6,25 +6,35 @@ The thread asks the event loop for each next piece and waits for it; the loop ne
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
 
 from snapstore.aio import uninterrupted
 from snapstore.archive import foreign
+from snapstore.archive.exclude import Excludes
+from snapstore.archive.extract import TreeWriter
 from snapstore.archive.foreign import Decompressed
 from snapstore.archive.names import to_text
 from snapstore.archive.plan import FRAME, Stopped
-from snapstore.archive.restore import Restoration, RestoreOptions, StreamFilter
-from snapstore.archive.select import clean_path
+from snapstore.archive.restore import Restoration, RestoreOptions
+from snapstore.archive.select import EVERYTHING, Choice, choose, clean_path
 from snapstore.engine.limits import Limits
-from snapstore.errors import MemberNotFound
-from snapstore.model import Member, Progress, ProgressCallback, RestoreReport, Snapshot
+from snapstore.errors import ArchiveDamaged, MemberNotFound, PreconditionFailed
+from snapstore.model import Member, MemberType, Progress, ProgressCallback, RestoreReport, Snapshot
 from snapstore.storage.base import ObjectStore
 
 _MEMORY = 32 << 20
 """Of a stream's buffers: zstd's window (8 MiB for its usual levels), and a few pieces of 1 MiB."""
 _MEMBERS_A_STEP = 256
 _PIECE = 1 << 20
+
+
+class _HardLink(Exception):
+    """What is wanted is another name of the file ``target``."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.target = target
 
 
 class ForeignReader:
@@ -38,46 +48,32 @@ class ForeignReader:
         self._key = snapshot.key
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
+        self._etag: str | None = None
 
     async def members(self) -> AsyncGenerator[Member, None]:
-        async with aclosing(self._store.stream(self._key)) as stream:
-            listed = self._list(stream)
+        async with self._stream() as raw:
+            listed = _listed(raw)
             while batch := await self._limits.files.run_stoppable(self._stop, _next, listed):
                 for member in batch:
                     yield member
 
-    def _list(self, stream: AsyncGenerator[bytes, None]) -> Iterator[list[Member]]:
-        batch: list[Member] = []
-        for member in foreign.read_members(self._decompressed(stream)):
-            batch.append(foreign.as_listed(member.header))
-            if len(batch) == _MEMBERS_A_STEP:
-                yield batch
-                batch = []
-        yield batch
-
     async def read(self, path: str, start: int, size: int | None) -> AsyncGenerator[bytes, None]:
         """A file's content from ``start``, in pieces of up to 1 MiB."""
-        async with aclosing(self._store.stream(self._key)) as stream:
-            pieces = self._content(stream, path, start, size)
-            while piece := await self._limits.files.run_stoppable(self._stop, _next_piece, pieces):
-                yield piece
-
-    def _content(self, stream: AsyncGenerator[bytes, None], path: str, start: int, size: int | None) -> Iterator[bytes]:
         wanted = clean_path(path)
-        for member in foreign.read_members(self._decompressed(stream)):
-            if to_text(member.header.path) != wanted:
-                continue
-            if member.content is None:
-                raise MemberNotFound(
-                    path, self.snapshot.id, f"{path!r} is no file (or a link to one): it has no content"
-                )
-            end = member.header.size if size is None else min(member.header.size, start + size)
-            position = 0
-            while piece := member.content.read(min(_PIECE, end - position)):
-                if position + len(piece) > start:
-                    yield piece[max(0, start - position) :]
-                position += len(piece)
-            return
+        for _ in range(2):
+            async with self._stream() as raw:
+                pieces = _content(raw, wanted, start, size)
+                try:
+                    while piece := await self._limits.files.run_stoppable(self._stop, _next_piece, pieces):
+                        yield piece
+                    return
+                except _HardLink as link:
+                    # Its content stands with its first name, which the stream has passed by then: once more.
+                    wanted = link.target
+                except LookupError:
+                    raise MemberNotFound(path, self.snapshot.id) from None
+                except ValueError:
+                    raise MemberNotFound(path, self.snapshot.id, f"{path!r} is no file: it has no content") from None
         raise MemberNotFound(path, self.snapshot.id)
 
     async def restore(self, options: RestoreOptions, progress: ProgressCallback | None) -> RestoreReport:
@@ -87,8 +83,9 @@ class ForeignReader:
         try:
             async with self._limits.admit(_MEMORY):
                 await files.run(restoration.open)
-                async with aclosing(self._store.stream(self._key)) as stream:
-                    await files.run_stoppable(self._stop, self._unpack, stream, restoration, options, progress)
+                choice = EVERYTHING if options.all else await self._choose(options)
+                async with self._stream() as raw:
+                    await files.run_stoppable(self._stop, self._unpack, raw, restoration.writer, choice, progress)
                 await files.run(restoration.finish)
         finally:
             await uninterrupted(files.run(restoration.close))
@@ -101,36 +98,78 @@ class ForeignReader:
             skipped=restoration.writer.notes.lines(),
         )
 
-    def _unpack(
-        self,
-        stream: AsyncGenerator[bytes, None],
-        restoration: Restoration,
-        options: RestoreOptions,
-        progress: ProgressCallback | None,
-    ) -> None:
-        wanted = StreamFilter(options)
-        writer = restoration.writer
+    async def _choose(self, options: RestoreOptions) -> Choice:
+        """By a pass of its own: what a hard link means, and whether a path is there, is known only at the end."""
+        excludes = Excludes(options.exclude)
+        async with self._stream() as raw:
+            kinds = await self._limits.files.run_stoppable(self._stop, _kinds, raw)
+        return await self._limits.compute.run(
+            choose, kinds, self.snapshot.id, paths=options.paths, excludes=excludes, drop=options.drop
+        )
+
+    def _unpack(self, raw: Decompressed, writer: TreeWriter, choice: Choice, progress: ProgressCallback | None) -> None:
         told = 0
-        for member in foreign.read_members(self._decompressed(stream)):
-            if not wanted.wants(member.header):
+        for member in foreign.read_members(raw):
+            if to_text(member.header.path) not in choice:
                 continue
-            foreign.write(member, writer)
+            foreign.write(member._replace(header=choice.renamed(member.header)), writer)
             if progress is not None and writer.content_size - told >= FRAME:
                 told = writer.content_size
                 self._loop.call_soon_threadsafe(progress, Progress("restore", writer.members, 0, told, 0))
-        for path in sorted(wanted.unseen()):
-            raise MemberNotFound(path, self.snapshot.id)
 
-    def _decompressed(self, stream: AsyncGenerator[bytes, None]) -> Decompressed:
-        async def pull() -> bytes:
-            return await anext(stream, b"")
+    @asynccontextmanager
+    async def _stream(self) -> AsyncIterator[Decompressed]:
+        """The raw bytes of the archive, for a thread to read; always of the version that was met first."""
+        if self._etag is None:
+            self._etag = (await self._store.head(self._key)).etag
+        async with aclosing(self._store.stream(self._key, if_match=self._etag)) as stream:
 
-        def read() -> bytes:
-            if self._stop.is_set():
-                raise Stopped
-            return asyncio.run_coroutine_threadsafe(pull(), self._loop).result()
+            async def pull() -> bytes:
+                try:
+                    return await anext(stream, b"")
+                except PreconditionFailed as error:
+                    raise ArchiveDamaged(f"{self._key!r} was replaced while it was read") from error
 
-        return Decompressed(read)
+            def read() -> bytes:
+                if self._stop.is_set():
+                    raise Stopped
+                return asyncio.run_coroutine_threadsafe(pull(), self._loop).result()
+
+            yield Decompressed(read)
+
+
+def _listed(raw: Decompressed) -> Iterator[list[Member]]:
+    batch: list[Member] = []
+    for member in foreign.read_members(raw):
+        batch.append(foreign.as_listed(member.header))
+        if len(batch) == _MEMBERS_A_STEP:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _kinds(raw: Decompressed) -> dict[str, tuple[MemberType, str]]:
+    headers = (member.header for member in foreign.read_members(raw))
+    return {to_text(header.path): (header.type, to_text(header.link)) for header in headers}
+
+
+def _content(raw: Decompressed, path: str, start: int, size: int | None) -> Iterator[bytes]:
+    """A file's content. _HardLink for another name of a file; LookupError, ValueError for what is none, or no file."""
+    for member in foreign.read_members(raw):
+        if to_text(member.header.path) != path:
+            continue
+        if member.header.type == "h":
+            raise _HardLink(to_text(member.header.link))
+        if member.content is None:
+            raise ValueError(path)
+        end = member.header.size if size is None else min(member.header.size, start + size)
+        position = 0
+        while piece := member.content.read(min(_PIECE, end - position)):
+            if position + len(piece) > start:
+                yield piece[max(0, start - position) :]
+            position += len(piece)
+        return
+    raise LookupError(path)
 
 
 def _next(batches: Iterator[list[Member]]) -> list[Member]:

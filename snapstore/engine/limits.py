@@ -103,7 +103,7 @@ class Limits:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._release(memory)
-            else:
+            elif (memory, turn) in self._queue:
                 self._queue.remove((memory, turn))
                 self._admit_next()
             raise

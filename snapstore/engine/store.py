@@ -193,7 +193,7 @@ class SnapStore:
         )
         Excludes(request.exclude)  # a pattern that cannot be understood is found before anything is done
         writer = SnapshotWriter(self._store, self._catalog, self._limits, self._index_label, request)
-        return await self._calls.run(writer.write())
+        return await self._calls.run(writer.write(), undo=writer.undo)
 
     async def get(self, snapshot_id: str) -> Snapshot:
         """The snapshot with this id, prefix of an id, or ``APP@latest``. SnapshotNotFound, AmbiguousId."""

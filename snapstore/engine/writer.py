@@ -72,15 +72,16 @@ class SnapshotWriter:
     async def write(self) -> SnapshotReport:
         started = time.monotonic()
         try:
-            plan = await self._limits.files.run_stoppable(self._stop, self._scan)
-            async with self._limits.admit(self._memory(plan)):
-                snapshot, packer = await self._upload(plan)
-                await self._commit(snapshot)
+            try:
+                plan = await self._limits.files.run_stoppable(self._stop, self._scan)
+                async with self._limits.admit(self._memory(plan)):
+                    snapshot, packer = await self._upload(plan)
+            finally:
+                await uninterrupted(self._limits.files.run(self._close))
+            await self._commit(snapshot)
         except BaseException:
-            await uninterrupted(self._undo())
+            await uninterrupted(self.undo())
             raise
-        finally:
-            await uninterrupted(self._limits.files.run(self._close))
         problems = (*plan.problems, *packer.problems)
         for problem in problems:
             log.warning("snapshot %s: %s was %s: %s", self._id, problem.path, problem.kind, problem.reason)
@@ -187,7 +188,7 @@ class SnapshotWriter:
         info = await self._store.put(keys.metadata_key(self._id), metadata.encode(snapshot), if_none_match=True)
         await self._catalog.put([(snapshot, info.etag)])
 
-    async def _undo(self) -> None:
+    async def undo(self) -> None:
         """Remove whatever was made. The order is that of a delete: what is listed always has its archive."""
         try:
             if self._committing:

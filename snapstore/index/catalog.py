@@ -145,19 +145,29 @@ class Catalog:
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
         async with self._readers:
-            connection = self._idle.pop() if self._idle else await self._connect()
+            if not self._idle:
+                # Into the pool first: a caller that is cancelled meanwhile leaves the connection to the next.
+                await uninterrupted(self._add_reader())
+            connection = self._idle.pop()
             try:
                 yield connection
             finally:
                 self._idle.append(connection)
 
-    async def _connect(self) -> aiosqlite.Connection:
-        return await uninterrupted(self._connected())
+    async def _add_reader(self) -> None:
+        self._idle.append(await self._connect())
 
-    async def _connected(self) -> aiosqlite.Connection:
+    async def _add_writer(self) -> None:
+        self._writer = await self._connect()
+
+    async def _connect(self) -> aiosqlite.Connection:
         connection = await aiosqlite.connect(self.path, isolation_level=None, timeout=_BUSY_MS / 1000)
-        await connection.execute("PRAGMA foreign_keys = ON")
-        await connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            await connection.execute("PRAGMA foreign_keys = ON")
+            await connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     async def _change(self, change: Callable[[aiosqlite.Connection], Any]) -> None:
@@ -165,7 +175,8 @@ class Catalog:
         deadline = time.monotonic() + _PATIENCE
         async with self._writing:
             if self._writer is None:
-                self._writer = await self._connect()
+                await uninterrupted(self._add_writer())
+            assert self._writer is not None
             while not await uninterrupted(self._try_change(self._writer, change)):
                 if time.monotonic() > deadline:
                     raise CatalogBusy(
