@@ -3,6 +3,7 @@
 Four fields are the older system's, and enough: ``uuid``, ``app_name``, ``ts``, ``labels``. All others are ours.
 """
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from snapstore.errors import InvalidInput, MetadataInvalid
 from snapstore.keys import SIZE_LABEL, canonical_id, check_app, metadata_key
 from snapstore.model import Extent, Snapshot
 
+_MAX_COUNT = 1 << 60
 _MAX_SECONDS = 253402300799
 """The last second of the year 9999, the last that a datetime can hold."""
 
@@ -81,6 +83,7 @@ def decode(key: str, body: bytes) -> Snapshot:
             check_app(found.app_name)
         except InvalidInput as error:
             raise MetadataInvalid(key, str(error)) from error
+    _check_numbers(key, found)
     created_at = found.created_at or datetime.fromtimestamp(found.ts, UTC)
     if created_at.tzinfo is None:
         raise MetadataInvalid(key, "its created_at has no time zone")
@@ -102,6 +105,19 @@ def decode(key: str, body: bytes) -> Snapshot:
         revision=found.revision,
         format=found.format,
     )
+
+
+def _check_numbers(key: str, found: _Metadata) -> None:
+    """What the other layers rely on; all of it may have been written by anyone."""
+    counts = (found.size, found.content_size, found.entries, found.reused, found.warnings, found.revision, found.format)
+    if any(count is not None and not 0 <= count < _MAX_COUNT for count in counts):
+        raise MetadataInvalid(key, "one of its numbers is negative or too large")
+    if found.toc is not None and not (0 <= found.toc.offset < _MAX_COUNT and 0 < found.toc.size < _MAX_COUNT):
+        raise MetadataInvalid(key, "its toc is no place in an archive")
+    if found.root is not None and not re.fullmatch("[0-9a-f]{64}", found.root):
+        raise MetadataInvalid(key, "its root is no BLAKE3 digest")
+    if found.base is not None and canonical_id(found.base) is None:
+        raise MetadataInvalid(key, f"its base is no UUID: {found.base!r}")
 
 
 def timestamp(moment: datetime) -> str:

@@ -208,7 +208,9 @@ class Packer:
             if member.type in ("p", "c", "b"):
                 xattrs = self._source.special_xattrs(member.path)
         except OSError as error:
-            self._report(member.path, error)
+            # A folder that could not be listed is among the problems already.
+            if member.path not in {problem.path for problem in self._plan.problems}:
+                self._report(member.path, error)
             return
         if xattrs:
             member = msgspec.structs.replace(member, xattrs=_names(xattrs))

@@ -68,3 +68,5 @@ class Restoration:
             self._writer.close()
         if self._target is not None:
             self._target.close()
+            if self._writer is not None and self._target.left is not None:
+                self._writer.notes.add(f"could not remove what stood there before, now {self._target.left}", ".")

@@ -8,6 +8,7 @@
 
 import ctypes
 import errno
+import logging
 import os
 import secrets
 import stat
@@ -20,6 +21,8 @@ from snapstore.archive.folders import FOLDER_FLAGS, Folders
 from snapstore.archive.names import parent_of, to_bytes, to_text
 from snapstore.errors import InvalidInput, TargetConflict, TargetNotEmpty, TargetUnwritable
 from snapstore.model import Existing
+
+log = logging.getLogger("snapstore")
 
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
@@ -37,6 +40,8 @@ class Target:
         self._made_parents: list[str] = []
         self._staging: str | None = None
         self.root = -1
+        self.left: str | None = None
+        """What `close` could not remove, and why."""
         try:
             self._prepare()
         except OSError as error:
@@ -148,7 +153,11 @@ class Target:
             os.close(self.root)
             self.root = -1
         if self._staging is not None:
-            remove_tree(self._staging)
+            try:
+                remove_tree(self._staging)
+            except OSError as error:
+                self.left = f"{self._staging!r} ({(error.strerror or str(error)).lower()})"
+                log.warning("could not remove %s", self.left)
             self._staging = None
         for path in reversed(self._made_parents):
             with suppress(OSError):  # somebody put something into it

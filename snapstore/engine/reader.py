@@ -52,6 +52,8 @@ class ArchiveReader:
         contents = await self._contents()
         member, selection = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)
         end = member.size if size is None else min(member.size, start + size)
+        if start >= end:
+            return
         for wanted in selection.frames:
             (piece,) = wanted.pieces()
             if piece.position + piece.length <= start or piece.position >= end:

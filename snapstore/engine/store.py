@@ -386,6 +386,7 @@ class SnapStore:
         async for page in self._store.list(prefix):
             for info in page:
                 return msgspec.structs.replace(snapshot, key=info.key)
+        await self._drop_if_gone(snapshot)
         raise SnapshotNotFound(snapshot.id, f"the archive of snapshot {snapshot.id} is not in the store")
 
     def _app_folder(self, app: str) -> str:

@@ -106,6 +106,9 @@ def make_cursor(position: int, snapshot_id: str) -> str:
 def parse_cursor(cursor: str) -> tuple[int, bytes]:
     position, _, snapshot_id = cursor.partition(".")
     try:
-        return int(position), UUID(snapshot_id).bytes
+        found = int(position), UUID(snapshot_id).bytes
     except ValueError:
-        raise InvalidInput(f"{cursor!r} is no cursor: give one that a listing returned") from None
+        found = None
+    if found is None or abs(found[0]) >= 1 << 63:
+        raise InvalidInput(f"{cursor!r} is no cursor: give one that a listing returned")
+    return found
