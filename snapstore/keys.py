@@ -18,6 +18,7 @@ SIZE_LABEL = "size:"
 """The label that the older system appends to every snapshot, and its callers read."""
 
 _APP_BYTES = 128
+_KEY_BYTES = 255
 _KEY_LABEL_BYTES = 64
 _LABEL_BYTES = 1024
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
@@ -60,6 +61,12 @@ def archive_key(app: str, snapshot_id: str, label_value: str | None, unix_second
 def archive_prefix(app: str, snapshot_id: str) -> str:
     """What every key of our own for this snapshot's archive begins with."""
     return f"{_encode(app)}:{snapshot_id}:"
+
+
+def is_archive_key(key: str, snapshot_id: str) -> bool:
+    """Whether a key is one that an archive of this snapshot may have: four parts, of which the second is its id."""
+    parts = key.split(":")
+    return len(parts) == 4 and parts[1] == snapshot_id and "/" not in key and len(key) <= _KEY_BYTES
 
 
 def check_app(app: str) -> str:

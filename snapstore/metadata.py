@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from snapstore.errors import InvalidInput, MetadataInvalid
-from snapstore.keys import SIZE_LABEL, canonical_id, check_app, metadata_key
+from snapstore.keys import SIZE_LABEL, canonical_id, check_app, is_archive_key, metadata_key
 from snapstore.model import Extent, Snapshot
 
 _MAX_COUNT = 1 << 60
@@ -67,7 +67,7 @@ def decode(key: str, body: bytes) -> Snapshot:
     """What the object at ``key`` describes. MetadataInvalid, with what is wrong, for anything else."""
     try:
         found = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MetadataInvalid(key, f"cannot be understood: {error}") from error
     snapshot_id = canonical_id(found.uuid)
     if snapshot_id is None:
@@ -83,17 +83,20 @@ def decode(key: str, body: bytes) -> Snapshot:
             check_app(found.app_name)
         except InvalidInput as error:
             raise MetadataInvalid(key, str(error)) from error
+        if found.key is not None and not is_archive_key(found.key, snapshot_id):
+            # Else whoever writes metadata could have other objects read, or deleted with it.
+            raise MetadataInvalid(key, f"its key is not that of an archive of its own: {found.key!r}")
     _check_numbers(key, found)
     created_at = found.created_at or datetime.fromtimestamp(found.ts, UTC)
-    if created_at.tzinfo is None:
-        raise MetadataInvalid(key, "its created_at has no time zone")
+    if created_at.tzinfo is None or not 1 < created_at.year < 9999:
+        raise MetadataInvalid(key, "its created_at has no time zone, or is out of range")
     labels, size = _split_size(found.labels)
     return Snapshot(
         id=snapshot_id,
         app=found.app_name,
         created_at=created_at.astimezone(UTC),
         labels=tuple(labels),
-        key=found.key,
+        key=found.key if found.format > 0 else None,
         size=found.size if found.size is not None else size,
         content_size=found.content_size,
         entries=found.entries,

@@ -193,9 +193,10 @@ class SnapshotWriter:
         try:
             if self._committing:
                 await self._store.delete(keys.metadata_key(self._id))
-                await self._catalog.remove([keys.id_bytes(self._id)])
             if self._uploading:
                 await self._store.delete(self._key)
+            if self._committing:
+                await self._catalog.remove([keys.id_bytes(self._id)])
         except SnapstoreError as failure:
             # The error that brought us here matters more. An archive without metadata is garbage, which gc removes.
             log.warning("could not remove what is left of snapshot %s: %s", self._id, failure)

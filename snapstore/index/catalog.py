@@ -10,7 +10,7 @@ import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
@@ -18,17 +18,14 @@ from uuid import UUID
 import aiosqlite
 
 from snapstore.aio import Workers, uninterrupted
-from snapstore.errors import AmbiguousId, CatalogBusy, CatalogError, CatalogMismatch, InvalidInput
+from snapstore.errors import AmbiguousId, CatalogBusy, InvalidInput
 from snapstore.index import rows
-from snapstore.index.migrations import migrate
+from snapstore.index.file import prepare, unusable
 from snapstore.keys import split_label
 from snapstore.model import Page, Snapshot
 
 T = TypeVar("T")
 
-_APPLICATION_ID = (
-    0x534E4150  # "SNAP", as the first migration sets it: a file of another program's is not taken for ours
-)
 _READERS = 4
 _BUSY_MS = 50
 _PATIENCE = 60.0
@@ -61,7 +58,7 @@ class Catalog:
         CatalogTooNew, CatalogMismatch for another store's index or another program's file, CatalogError.
         """
         catalog = cls(await workers.run(os.path.abspath, path))
-        await workers.run(_prepare, catalog.path, store_url)
+        await workers.run(prepare, catalog.path, store_url)
         return catalog
 
     async def aclose(self) -> None:
@@ -139,8 +136,11 @@ class Catalog:
 
     async def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         async with self._reader() as connection:
-            # Not left half-way: a statement cannot be taken back from its thread, and the connection is shared.
-            return list(await uninterrupted(connection.execute_fetchall(sql, values)))
+            try:
+                # Not left half-way: a statement cannot be taken back from its thread, and the connection is shared.
+                return list(await uninterrupted(connection.execute_fetchall(sql, values)))
+            except sqlite3.DatabaseError as error:
+                raise unusable(self.path, error) from error
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
@@ -189,20 +189,24 @@ class Catalog:
     ) -> bool:
         try:
             await connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
                 return False
-            raise CatalogError(self.path, f"the index {self.path!r} cannot be written to: {error}") from error
+            raise unusable(self.path, error) from error
         try:
             await change(connection)
             await connection.execute("COMMIT")
-        except BaseException:
-            await connection.execute("ROLLBACK")
+        except BaseException as error:
+            with suppress(sqlite3.Error):  # rolled back by itself, where the file is damaged
+                await connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.DatabaseError):
+                raise unusable(self.path, error) from error
             raise
         return True
 
 
-_SELECT = "SELECT s.position, s.id, a.name, s.detail FROM snapshot s JOIN app a USING (app)"
+_COLUMNS = "s.id, a.name, s.detail"
+_SELECT = f"SELECT s.position, {_COLUMNS} FROM snapshot s JOIN app a USING (app)"
 
 _PUT = """
 INSERT INTO snapshot (position, id, app, etag, detail) VALUES (
@@ -219,36 +223,54 @@ def _page_sql(query: Query, after: tuple[int, bytes] | None) -> tuple[str, list[
     """A page's statement and its values, the limit excepted; each reads one index from its newest end."""
     if not query.apps:
         sql, values = _one_listing(query, after, None)
-        return f"{sql} ORDER BY s.position DESC LIMIT ?", values
+        return f"{sql} LIMIT ?", values
     parts = [_one_listing(query, after, app) for app in dict.fromkeys(query.apps)]
+    if len(parts) == 1:
+        return f"{parts[0][0]} LIMIT ?", parts[0][1]
     # Several apps are as many listings in order of time, which SQLite merges without sorting.
-    sql = " UNION ALL ".join(part for part, _ in parts)
-    order = "1" if len(parts) > 1 else "s.position"
-    return f"{sql} ORDER BY {order} DESC LIMIT ?", [value for _, values in parts for value in values]
+    sql = " UNION ALL ".join(part.removesuffix(_order(query)) for part, _ in parts)
+    return f"{sql} ORDER BY 1 DESC LIMIT ?", [value for _, values in parts for value in values]
+
+
+def _order(query: Query) -> str:
+    return f" ORDER BY {_driver(query)}.position DESC"
+
+
+def _driver(query: Query) -> str:
+    """The table whose index gives the order: that of the first label, where there is one."""
+    return "l0" if query.labels else "s"
 
 
 def _one_listing(query: Query, after: tuple[int, bytes] | None, app: str | None) -> tuple[str, list[Any]]:
-    joins = ""
-    conditions: list[str] = []
+    tables, conditions = [], []
     values: list[Any] = []
     for number, label in enumerate(query.labels):
-        joins += f" JOIN snapshot_label l{number} ON l{number}.position = s.position"
+        tables.append(f"snapshot_label l{number}")
         conditions.append(f"l{number}.label = (SELECT label FROM label WHERE name = ?)")
         values.append(_query_name(label))
+        if number:
+            conditions.append(f"l{number}.position = l0.position")
+    if query.labels:
+        conditions.append("s.position = l0.position")
+    tables += ["snapshot s", "app a"]
+    conditions.append("a.app = s.app")
+    driver = _driver(query)
     if app is not None:
         conditions.append("s.app = (SELECT app FROM app WHERE name = ?)")
         values.append(app)
     if query.since is not None:
-        conditions.append("s.position >= ?")
+        conditions.append(f"{driver}.position >= ?")
         values.append(rows.microseconds(query.since))
     if query.until is not None:
-        conditions.append("s.position < ?")
+        conditions.append(f"{driver}.position < ?")
         values.append(rows.microseconds(query.until))
     if after is not None:
         # Where the snapshot is now: a rebuild may have moved it among those of the same instant.
-        conditions.append("s.position < coalesce((SELECT position FROM snapshot WHERE id = ?), ?)")
+        conditions.append(f"{driver}.position < coalesce((SELECT position FROM snapshot WHERE id = ?), ?)")
         values += [after[1], after[0]]
-    return _SELECT + joins + (" WHERE " + " AND ".join(conditions) if conditions else ""), values
+    # CROSS JOIN keeps the order of the tables: that of their time, which a cleverer plan would have to sort by.
+    sql = f"SELECT {driver}.position, {_COLUMNS} FROM {' CROSS JOIN '.join(tables)} WHERE {' AND '.join(conditions)}"
+    return sql + _order(query), values
 
 
 def _label_names(labels: Iterable[str]) -> set[str]:
@@ -264,48 +286,3 @@ def _query_name(label: str) -> str:
     if not label or label.startswith(":"):
         raise InvalidInput(f"{label!r} is no label to look for: give key:value, or key for any value")
     return label
-
-
-def _prepare(path: str, store_url: str) -> None:
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise CatalogError(
-            path,
-            f"the index {path!r} cannot be opened ({(error.strerror or str(error)).lower()}): give another file"
-            " (index=, --index, SNAPSTORE_INDEX)",
-        ) from error
-    connection = sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE)
-    try:
-        _check_ours(connection, path)
-        connection.execute("PRAGMA journal_mode = WAL")
-        migrate(connection, path)
-        connection.execute("INSERT OR IGNORE INTO store (only, url) VALUES (1, ?)", [store_url])
-        (found,) = connection.execute("SELECT url FROM store").fetchone()
-        if found != store_url:
-            raise CatalogMismatch(
-                path,
-                f"the index {path!r} belongs to {found}, not to {store_url}: give another file for this store (index=,"
-                " --index, SNAPSTORE_INDEX), which is filled from it",
-            )
-    except sqlite3.DatabaseError as error:
-        raise CatalogError(
-            path, f"the index {path!r} cannot be used ({error}): move it away, and a new one is filled from the store"
-        ) from error
-    finally:
-        connection.close()
-
-
-def _check_ours(connection: sqlite3.Connection, path: str) -> None:
-    try:
-        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        ours = connection.execute("PRAGMA application_id").fetchone()[0] == _APPLICATION_ID
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_NOTADB:
-            raise
-        tables, ours = 1, False
-    if tables and not ours:
-        raise CatalogMismatch(
-            path, f"{path!r} is no index of snapstore's: give another file (index=, --index, SNAPSTORE_INDEX)"
-        )

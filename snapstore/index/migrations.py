@@ -63,4 +63,6 @@ def _statements(script: str) -> list[str]:
         if sqlite3.complete_statement(pending):
             statements.append(pending)
             pending = ""
+    if pending.strip():
+        statements.append(pending)
     return statements
