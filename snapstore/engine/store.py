@@ -258,9 +258,11 @@ class SnapStore:
 
     async def members(self, snapshot_id: str) -> AsyncIterator[Member]:
         """What is in a snapshot, in the archive's order: files first, folders last. SnapshotNotFound, ArchiveError."""
-        async with self._reading(snapshot_id) as reader, aclosing(self._calls.each(reader.members())) as members:
-            async for member in members:
-                yield member
+        async with self._reading(await self.get(snapshot_id)) as reader:
+            members = self._calls.each(reader.members())
+            async with aclosing(members):
+                async for member in members:
+                    yield member
 
     async def read(
         self, snapshot_id: str, path: str, *, start: int = 0, size: int | None = None
@@ -271,7 +273,7 @@ class SnapStore:
         """
         if start < 0 or (size is not None and size < 0):
             raise InvalidInput("start and size are not negative")
-        async with self._reading(snapshot_id) as reader:
+        async with self._reading(await self.get(snapshot_id)) as reader:
             pieces = self._calls.each(reader.read(path, start, size))
             async with aclosing(pieces):
                 async for piece in pieces:
@@ -308,16 +310,17 @@ class SnapStore:
             raise InvalidInput(f"existing is 'refuse', 'merge' or 'replace', not {existing!r}")
         if target is not None and app is not None:
             raise InvalidInput("give a target or an app to restore into, not both")
-        async with self._reading(snapshot_id) as reader:
-            options = RestoreOptions(
-                target=os.fspath(target) if target is not None else self._app_folder(app or reader.snapshot.app),
-                paths=tuple(_strings(paths, "paths")),
-                exclude=tuple(_strings(exclude, "exclude")),
-                drop=tuple(_strings(drop, "drop")),
-                existing=existing,
-                policy=Policy(owner=os.geteuid() == 0 if owner is None else owner, trusted=trusted),
-                caps=caps or Caps(),
-            )
+        snapshot = await self.get(snapshot_id)
+        options = RestoreOptions(
+            target=os.fspath(target) if target is not None else self._app_folder(app or snapshot.app),
+            paths=tuple(_strings(paths, "paths")),
+            exclude=tuple(_strings(exclude, "exclude")),
+            drop=tuple(_strings(drop, "drop")),
+            existing=existing,
+            policy=Policy(owner=os.geteuid() == 0 if owner is None else owner, trusted=trusted),
+            caps=caps or Caps(),
+        )
+        async with self._reading(snapshot) as reader:
             return await self._calls.run(reader.restore(options, progress))
 
     async def download_url(self, snapshot_id: str, *, expires: timedelta = timedelta(hours=1)) -> str:
@@ -359,9 +362,8 @@ class SnapStore:
         await self._catalog.remove([keys.id_bytes(snapshot.id)])
 
     @asynccontextmanager
-    async def _reading(self, snapshot_id: str) -> AsyncIterator[ArchiveReader | ForeignReader]:
+    async def _reading(self, snapshot: Snapshot) -> AsyncIterator[ArchiveReader | ForeignReader]:
         """A reader of the snapshot. One that another node has deleted is dropped from the index: SnapshotNotFound."""
-        snapshot = await self.get(snapshot_id)
         if snapshot.format > FORMAT:
             raise UnsupportedFormat(snapshot.id, snapshot.format, FORMAT)
         try:
