@@ -11,6 +11,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -181,14 +182,11 @@ def noise(size: int, seed: int = 0) -> bytes:
 
 def has_xattrs(folder: str | os.PathLike[str]) -> bool:
     """Whether the file system keeps attributes of users."""
-    probe = os.path.join(folder, ".xattr-probe")
-    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600))
-    try:
-        os.setxattr(probe, "user.probe", b"1")
-    except OSError:
-        return False
-    finally:
-        os.unlink(probe)
+    with tempfile.NamedTemporaryFile(dir=folder) as probe:
+        try:
+            os.setxattr(probe.fileno(), "user.probe", b"1")
+        except OSError:
+            return False
     return True
 
 
