@@ -26,7 +26,7 @@ CREATE TABLE snapshot (
     id BLOB NOT NULL UNIQUE,
     app INTEGER NOT NULL REFERENCES app,
     etag TEXT NOT NULL,
-    detail BLOB NOT NULL                 -- the rest of the metadata, as catalog.py packs it
+    detail BLOB NOT NULL                 -- the rest of the metadata, as index/rows.py packs it
 );
 
 CREATE INDEX snapshot_by_app ON snapshot (app, position);

@@ -20,6 +20,10 @@ _NICENESS = 10
 """Halves the delay that packing causes in the embedding service's event loop, and costs no time on a quiet machine."""
 
 
+class Stopped(Exception):
+    """A long job was told to stop; not an error: somebody asked for it."""
+
+
 class Workers:
     """A pool of threads whose jobs can be awaited and never outlive the wait."""
 
@@ -46,7 +50,7 @@ class Workers:
     async def run_stoppable(
         self, stop: threading.Event, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """`run` for a long job that looks at ``stop`` now and then, and ends early once a cancel has set it."""
+        """`run` for a long job that looks at ``stop`` now and then, and ends (by Stopped) once a cancel has set it."""
         running = self.start(job, *args, **kwargs)
         try:
             return await asyncio.shield(running)

@@ -34,6 +34,11 @@ Each message says what to do; what failed stands in fields as well, and the caus
 from collections.abc import Sequence
 
 
+def reason_of(error: OSError) -> str:
+    """What the system says of a failure, to stand within a sentence."""
+    return (error.strerror or str(error)).lower()
+
+
 class SnapstoreError(Exception):
     """The root of the tree: catch this to catch everything that snapstore raises itself."""
 
@@ -48,8 +53,8 @@ class AmbiguousId(InvalidInput):
     def __init__(self, prefix: str, candidates: Sequence[str]) -> None:
         self.prefix = prefix
         self.candidates = tuple(candidates)
-        shown = ", ".join(self.candidates[:4])
-        super().__init__(f"{prefix!r} fits more than one snapshot ({shown}, …): give more of the id")
+        shown = ", ".join(self.candidates[:3]) + (", …" if len(self.candidates) > 3 else "")
+        super().__init__(f"{prefix!r} fits more than one snapshot ({shown}): give more of the id")
 
 
 class NotFound(SnapstoreError):
@@ -142,7 +147,7 @@ class SourceUnreadable(SnapstoreError):
 
 
 class TargetUnwritable(SnapstoreError):
-    """A restore could not write to its target; what it had made is removed."""
+    """A restore could not write to its target; what it had made is removed, but for whole files of a merge."""
 
     def __init__(self, path: str, reason: str, advice: str) -> None:
         self.path = path

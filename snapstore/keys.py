@@ -63,6 +63,11 @@ def archive_prefix(app: str, snapshot_id: str) -> str:
     return f"{_encode(app)}:{snapshot_id}:"
 
 
+def older_archive_prefix(app: str, snapshot_id: str) -> str:
+    """What the older system's key for this snapshot's archive begins with: it encodes nothing."""
+    return f"{app}:{snapshot_id}:"
+
+
 def is_archive_key(key: str, snapshot_id: str) -> bool:
     """Whether a key is one that an archive of this snapshot may have: four parts, of which the second is its id."""
     parts = key.split(":")

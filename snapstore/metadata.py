@@ -83,7 +83,7 @@ def decode(key: str, body: bytes) -> Snapshot:
             check_app(found.app_name)
         except InvalidInput as error:
             raise MetadataInvalid(key, str(error)) from error
-        if found.key is not None and not is_archive_key(found.key, snapshot_id):
+        if found.key is None or not is_archive_key(found.key, snapshot_id):
             # Else whoever writes metadata could have other objects read, or deleted with it.
             raise MetadataInvalid(key, f"its key is not that of an archive of its own: {found.key!r}")
     _check_numbers(key, found)

@@ -49,10 +49,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     root: str | None = None
     """Hex BLAKE3 of the table of contents, from which every byte is checked."""
     base: str | None = None
+    """The id of the snapshot from whose archive some of this one was copied, within the store."""
     reused: int = 0
+    """Bytes of the archive that were copied so."""
     warnings: int = 0
     """How many members were changed, or could not be read, while the snapshot was taken."""
     revision: int = 0
+    """Grows with every change of the metadata, from 1; 0 where it is not kept."""
     format: int = 0
     """0 for snapshots of the older system."""
 
@@ -95,7 +98,12 @@ class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One member of an archive, as its table of contents lists it (FORMAT.md, Table of contents)."""
+    """One member of an archive, as its table of contents lists it (FORMAT.md, Table of contents).
+
+    ``mode`` has the permission bits with setuid, setgid and sticky; ``link`` is the target of a hard link (a path like
+    ``path``) or of a symbolic one; ``xattrs`` names the extended attributes; ``warning`` is ``changed`` where the file
+    changed while it was read. In archives that others made, ``offset``, ``ctime`` and ``ino`` are not known, and 0.
+    """
 
     path: str
     type: MemberType
@@ -114,7 +122,7 @@ class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a long call has come; ``total`` values are estimates until the end."""
+    """How far a long call has come. Totals are what the walk found, and 0 where nothing is known beforehand."""
 
     phase: Literal["scan", "pack", "restore", "rebuild"]
     members: int
@@ -124,6 +132,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 ProgressCallback = Callable[[Progress], None]
+"""Called on the event loop, so it must be quick; one that raises may end the call."""
 
 
 class Page(msgspec.Struct, frozen=True):

@@ -385,7 +385,9 @@ async def test_large_numbers_come_back_as_they_are(tmp_path: Path) -> None:
     snapshot_id = str(uuid.uuid4())
     large = 2**60 - 1
     fields = {"size": large, "content_size": large, "entries": large, "toc": {"offset": large, "size": large}}
-    put_metadata(tmp_path, snapshot_id, described(snapshot_id, **OURS, **fields, revision=large))
+    put_metadata(
+        tmp_path, snapshot_id, described(snapshot_id, **OURS, **fields, key=f"blog:{snapshot_id}:-:1", revision=large)
+    )
     async with opening(tmp_path) as store:
         found = await store.get(snapshot_id)
         assert (found.size, found.revision) == (large, large)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from snapstore.archive.tar import Header
+from snapstore.errors import reason_of
 
 _SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
@@ -108,5 +109,5 @@ def _set_xattrs(where: int | str, path: str, xattrs: list[tuple[bytes, bytes]], 
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL):
                 raise
-            reason = (error.strerror or str(error)).lower()
+            reason = reason_of(error)
             notes.add(f"could not set attribute {name.decode(errors='replace')} ({reason})", path)

@@ -19,10 +19,9 @@ from typing import NamedTuple
 from snapstore.archive import attributes
 from snapstore.archive.attributes import Notes, Policy
 from snapstore.archive.folders import Folders
-from snapstore.archive.names import MAX_PATH, parent_of, to_bytes, to_text
-from snapstore.archive.plan import depth
+from snapstore.archive.names import MAX_PATH, depth, last_of, parent_of, to_text
 from snapstore.archive.tar import Header
-from snapstore.errors import SnapstoreError, TargetConflict, TargetUnwritable, UnsafeMember
+from snapstore.errors import SnapstoreError, TargetConflict, TargetUnwritable, UnsafeMember, reason_of
 from snapstore.model import Caps, MemberType
 
 TEMPORARY = ".snapstore-"
@@ -47,10 +46,14 @@ class Place(NamedTuple):
 class TreeWriter:
     """Writes members below the folder ``root`` (a descriptor that stays the caller's)."""
 
-    def __init__(self, root: int, policy: Policy, *, merge: bool = False, caps: Caps | None = None) -> None:
+    def __init__(
+        self, root: int, policy: Policy, *, merge: bool = False, caps: Caps | None = None, target: str = "the target"
+    ) -> None:
+        """``target`` is what errors call it."""
         self._root = root
         self._policy = policy
         self._merge = merge
+        self._target = target
         self._caps = caps or Caps()
         self._types: dict[str, MemberType] = {}
         self._made: set[str] = set()
@@ -74,7 +77,7 @@ class TreeWriter:
     def begin_file(self, header: Header) -> Place:
         """Make room for a regular file. UnsafeMember where its name is refused."""
         path = self._admit(header)
-        name = _last(path)
+        name = last_of(path)
         with self._failures(path):
             folder = self._folders().descriptor(parent_of(path))
             temporary = None
@@ -187,7 +190,7 @@ class TreeWriter:
             source = sources.descriptor(parent_of(target))
             folder = folders.descriptor(parent_of(path))
             with self._placed(path, folder) as name:
-                os.link(_last(target), name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
+                os.link(last_of(target), name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
 
     def _make_other(self, path: str, header: Header, folders: Folders) -> None:
         with self._failures(path):
@@ -204,7 +207,7 @@ class TreeWriter:
     @contextmanager
     def _placed(self, path: str, folder: int) -> Iterator[bytes]:
         """The name to make something under: its own, or in a merge one that is then renamed over what is there."""
-        name = _last(path)
+        name = last_of(path)
         if not self._merge:
             yield name
             return
@@ -243,10 +246,12 @@ class TreeWriter:
             raise self._failure(path, error) from error
 
     def _failure(self, path: str, error: OSError) -> SnapstoreError:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         if error.errno in _IN_THE_WAY:
             if self._merge:
-                return TargetConflict(path, path, f"{path!r} cannot be merged: {reason} in the target; move that away")
+                return TargetConflict(
+                    path, self._target, f"{path!r} cannot be merged: {reason} in the target; move that away"
+                )
             return UnsafeMember(path, f"another member of the archive is in its way ({reason})")
         if error.errno in _NO_SPACE:
             return TargetUnwritable(path, reason, "free some space, then restore again")
@@ -278,7 +283,7 @@ def find_conflict(root: int, members: Iterator[tuple[str, MemberType]], target: 
                 continue
             try:
                 folder = folders.descriptor(parent_of(path))
-                status = os.stat(_last(path), dir_fd=folder, follow_symlinks=False)
+                status = os.stat(last_of(path), dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
                 continue
             except OSError:
@@ -320,10 +325,6 @@ def _write_all(descriptor: int, raw: bytes, start: int, size: int, position: int
         done = 0
         while done < size:
             done += os.pwrite(descriptor, view[done:], position + done)
-
-
-def _last(path: str) -> bytes:
-    return to_bytes(path[path.rfind("/") + 1 :])
 
 
 def _temporary_name() -> bytes:

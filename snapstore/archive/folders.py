@@ -11,7 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 
-from snapstore.archive.names import parent_of, to_bytes
+from snapstore.archive.names import last_of, parent_of
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_AT_MOST = 64
@@ -46,7 +46,7 @@ class Folders:
         return current
 
     def _open_child(self, parent: int, path: str) -> int:
-        name = to_bytes(path[path.rfind("/") + 1 :])
+        name = last_of(path)
         try:
             opened = os.open(name, FOLDER_FLAGS, dir_fd=parent)
         except FileNotFoundError:

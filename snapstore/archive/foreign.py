@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _CHUNK = 1 << 20
-_XATTR = "SCHILY.xattr."
+_XATTR = tar.XATTR.decode()
 _TEXT_ACL = "SCHILY.acl."
 
 

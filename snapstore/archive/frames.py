@@ -12,11 +12,12 @@ import msgspec
 import zstandard
 from blake3 import blake3
 
-from snapstore.archive.pack import RawFrame
-from snapstore.archive.plan import FRAME
+from snapstore.archive import tar
 from snapstore.errors import ArchiveDamaged
 from snapstore.model import Member
 
+FRAME = 4 << 20
+"""What a data frame holds at most, and the unit in which a large file is cut (FORMAT.md, Archive)."""
 LEVEL = 3
 MAX_RAW = FRAME + (1 << 20) + 4096
 """A frame with more raw bytes was not made by us: 4 MiB of content, a pax header of 1 MiB at most, header blocks."""
@@ -27,6 +28,34 @@ _SEEK_FOOTER = struct.Struct("<IBI")
 _SEEK_FOOTER_MAGIC = 0x8F92EAB1
 
 _local = threading.local()
+
+
+class RawFrame:
+    """Tar bytes of one frame: the first ``length`` of ``buffer``."""
+
+    __slots__ = ("buffer", "content", "length", "members")
+
+    def __init__(self, buffer: bytearray) -> None:
+        self.buffer = buffer
+        self.length = 0
+        self.members: list[Member] = []
+        """Those whose headers begin here. A large file's changes once more when its last frame has been read."""
+        self.content = 0
+        """Bytes of file content in it, for progress."""
+
+    def append(self, block: bytes) -> None:
+        end = self.length + len(block)
+        self.buffer[self.length : end] = block
+        self.length = end
+
+    def skip(self, size: int) -> None:
+        """Content of ``size`` bytes, which stands there already."""
+        self.length += size
+        self.content += size
+
+    def pad(self, size: int) -> None:
+        """The zeros behind content of ``size`` bytes; buffers are used again, so they are written."""
+        self.append(bytes(tar.padding(size)))
 
 
 class SealedFrame(NamedTuple):

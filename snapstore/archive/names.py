@@ -1,5 +1,7 @@
 """Names between the disk's bytes and Python's strings, the same whatever the locale says (PEP 383)."""
 
+from base64 import b64encode
+
 MAX_PATH = 16 << 10
 """Bytes of a member's path; far more than any system call takes, and a bound on what a path can cost."""
 
@@ -17,6 +19,26 @@ def parent_of(path: str) -> str:
     return path.rpartition("/")[0]
 
 
+def last_of(path: str) -> bytes:
+    """The last component of a path, as the disk has it."""
+    return to_bytes(path[path.rfind("/") + 1 :])
+
+
+def depth(path: str) -> int:
+    """How many folders below the root; the root itself is above all."""
+    return -1 if path == "." else path.count("/")
+
+
 def is_below(path: str, folder: str) -> bool:
     """Whether ``path`` is ``folder`` or lies in it (both relative, the root being ``.``)."""
     return folder == "." or path == folder or path.startswith(folder + "/")
+
+
+def as_json(name: str) -> str | dict[str, str]:
+    """A name as FORMAT.md writes it in JSON: one that is not UTF-8 as ``{"b64": …}``."""
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return {"b64": b64encode(to_bytes(name)).decode()}
+    return name

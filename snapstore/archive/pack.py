@@ -7,50 +7,22 @@ or cut to the size that its header already gives. Both are reported when they ch
 
 import errno
 import os
-import stat
 from collections import deque
 from collections.abc import Generator, Iterator
 
 import msgspec
 
 from snapstore.archive import tar
-from snapstore.archive.names import to_bytes, to_text
-from snapstore.archive.plan import FRAME, Plan, hard_link
-from snapstore.archive.source import NotRegular, Source, Xattrs, describe, read_xattrs
-from snapstore.errors import SourceUnreadable
+from snapstore.archive.frames import FRAME, RawFrame
+from snapstore.archive.names import to_text
+from snapstore.archive.plan import Plan, hard_link, member_of
+from snapstore.archive.source import NotRegular, Source, Xattrs, read_xattrs
+from snapstore.errors import SourceUnreadable, reason_of
 from snapstore.model import Member, OnError, Problem
 
 _HEADROOM = 64 << 10
 _TRIES = 3
 _ZEROS = bytes(FRAME)
-
-
-class RawFrame:
-    """Tar bytes of one frame: the first ``length`` of ``buffer``."""
-
-    __slots__ = ("buffer", "content", "length", "members")
-
-    def __init__(self, buffer: bytearray) -> None:
-        self.buffer = buffer
-        self.length = 0
-        self.members: list[Member] = []
-        """Those whose headers begin here. A large file's changes once more when its last frame has been read."""
-        self.content = 0
-        """Bytes of file content in it, for progress."""
-
-    def append(self, block: bytes) -> None:
-        end = self.length + len(block)
-        self.buffer[self.length : end] = block
-        self.length = end
-
-    def skip(self, size: int) -> None:
-        """Content of ``size`` bytes, which stands there already."""
-        self.length += size
-        self.content += size
-
-    def pad(self, size: int) -> None:
-        """The zeros behind content of ``size`` bytes; buffers are used again, so they are written."""
-        self.append(bytes(tar.padding(size)))
 
 
 class Buffers:
@@ -127,7 +99,7 @@ class Packer:
         for _ in range(_TRIES):
             before = os.fstat(descriptor)
             xattrs = read_xattrs(descriptor)
-            member = _file_member(path, before, xattrs)
+            member = member_of(path, "f", before, xattrs=_names(xattrs))
             blocks = self._encode(member, xattrs)
             total = len(blocks) + member.size + tar.padding(member.size)
             if total > FRAME:
@@ -236,44 +208,14 @@ class Packer:
 
     @staticmethod
     def _encode(member: Member, xattrs: Xattrs = (), device: tuple[int, int] = (0, 0)) -> bytes:
-        return tar.encode(
-            tar.Header(
-                to_bytes(member.path),
-                member.type,
-                member.size,
-                member.mode,
-                member.uid,
-                member.gid,
-                member.mtime,
-                to_bytes(member.link),
-                device,
-                xattrs,
-            )
-        )
+        return tar.encode(tar.header_of(member, device=device, xattrs=xattrs))
 
     def _report(self, path: str, error: OSError) -> None:
-        reason = describe(error)
+        reason = reason_of(error)
         if self._on_error == "fail":
             raise SourceUnreadable(path, reason) from error
         gone = isinstance(error, FileNotFoundError | NotRegular)
         self.problems.append(Problem(path, "vanished" if gone else "unreadable", reason))
-
-
-def _file_member(path: str, status: os.stat_result, xattrs: Xattrs) -> Member:
-    return Member(
-        path,
-        "f",
-        0,
-        status.st_size,
-        stat.S_IMODE(status.st_mode),
-        status.st_uid,
-        status.st_gid,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-        status.st_ino,
-        "",
-        _names(xattrs),
-    )
 
 
 def _names(xattrs: Xattrs) -> tuple[str, ...]:

@@ -14,13 +14,11 @@ from typing import NamedTuple
 import msgspec
 
 from snapstore.archive.exclude import Excludes
-from snapstore.archive.names import MAX_PATH, to_bytes, to_text
-from snapstore.archive.source import Source, describe
-from snapstore.errors import SourceUnreadable
+from snapstore.archive.frames import FRAME
+from snapstore.archive.names import MAX_PATH, depth, to_bytes, to_text
+from snapstore.archive.source import Source
+from snapstore.errors import SourceUnreadable, reason_of
 from snapstore.model import Member, MemberType, OnError, Problem
-
-FRAME = 4 << 20
-"""What a data frame holds at most, and the unit in which a large file is cut (FORMAT.md, Archive)."""
 
 
 class Plan(NamedTuple):
@@ -38,10 +36,6 @@ class Plan(NamedTuple):
     @property
     def entries(self) -> int:
         return len(self.files) + len(self.others) + sum(map(len, self.links.values()))
-
-
-class Stopped(Exception):
-    """A long job was told to stop; not an error: somebody asked for it."""
 
 
 def make_plan(
@@ -74,7 +68,7 @@ class _Walk:
         self._linked: dict[tuple[int, int], list[Member]] = {}
         self._sockets = 0
         self._problems: list[Problem] = []
-        self._members["d"].append(_member(".", "d", source.lstat("."), ""))
+        self._members["d"].append(member_of(".", "d", source.lstat(".")))
         self.found = 1
 
     def list_folder(self, folder: str) -> list[str]:
@@ -112,7 +106,7 @@ class _Walk:
             self._sockets += 1
             return
         link = to_text(os.readlink(os.fsencode(name), dir_fd=descriptor)) if kind == "l" else ""
-        member = _member(path, kind, status, link)
+        member = member_of(path, kind, status, link=link)
         self.found += 1
         if kind == "f" and status.st_nlink > 1:
             self._linked.setdefault((status.st_dev, status.st_ino), []).append(member)
@@ -120,7 +114,7 @@ class _Walk:
             self._members[kind].append(member)
 
     def _report(self, path: str, error: OSError) -> None:
-        reason = describe(error)
+        reason = reason_of(error)
         if self._on_error == "fail":
             raise SourceUnreadable(path, reason) from error
         gone = isinstance(error, FileNotFoundError)
@@ -154,11 +148,6 @@ def hard_link(member: Member, target: str) -> Member:
     return msgspec.structs.replace(member, type="h", link=target, size=0)
 
 
-def depth(path: str) -> int:
-    """How many folders below the root; the root itself is above all."""
-    return -1 if path == "." else path.count("/")
-
-
 def _kind(mode: int) -> MemberType | None:
     """None for sockets (and for whatever a tar cannot hold)."""
     kinds: dict[int, MemberType] = {
@@ -172,7 +161,9 @@ def _kind(mode: int) -> MemberType | None:
     return kinds.get(stat.S_IFMT(mode))
 
 
-def _member(path: str, kind: MemberType, status: os.stat_result, link: str) -> Member:
+def member_of(
+    path: str, kind: MemberType, status: os.stat_result, *, link: str = "", xattrs: tuple[str, ...] = ()
+) -> Member:
     return Member(
         path,
         kind,
@@ -185,4 +176,5 @@ def _member(path: str, kind: MemberType, status: os.stat_result, link: str) -> M
         status.st_ctime_ns,
         status.st_ino,
         link,
+        xattrs,
     )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from snapstore.archive.attributes import Policy
 from snapstore.archive.extract import TreeWriter, find_conflict
-from snapstore.archive.select import clean_path
+from snapstore.archive.select import clean_drop
 from snapstore.archive.target import Target, remove
 from snapstore.model import Caps, Existing, Member
 
@@ -38,7 +38,9 @@ class Restoration:
     def open(self) -> None:
         """TargetNotEmpty and the like come out here, before anything is fetched."""
         target = self._target = Target(self._options.target, self._options.existing)
-        self._writer = TreeWriter(target.root, self._options.policy, merge=target.merges, caps=self._options.caps)
+        self._writer = TreeWriter(
+            target.root, self._options.policy, merge=target.merges, caps=self._options.caps, target=target.path
+        )
 
     @property
     def writer(self) -> TreeWriter:
@@ -59,7 +61,7 @@ class Restoration:
         """Links, folders' metadata, names to drop; then all of it appears."""
         if self.target.merges:
             for path in self._options.drop:
-                remove(self.target.root, clean_path(path))
+                remove(self.target.root, clean_drop(path))
         self.writer.finish()
         self.target.publish(self.writer)
 

@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from snapstore.archive.exclude import Excludes
+from snapstore.archive.frames import FRAME
 from snapstore.archive.names import is_below, parent_of, to_bytes, to_text
-from snapstore.archive.plan import FRAME
 from snapstore.archive.tar import Header
 from snapstore.archive.toc import Frame, Toc
 from snapstore.errors import ArchiveDamaged, InvalidInput, MemberNotFound
@@ -93,7 +93,8 @@ def choose(
     a path that is not in the snapshot.
     """
     wanted = _below(kinds, [clean_path(path) for path in paths], snapshot_id) if paths else set(kinds)
-    wanted -= {clean_path(path) for path in drop}
+    dropped = [clean_drop(path) for path in drop]
+    wanted = {path for path in wanted if not any(is_below(path, folder) for folder in dropped)}
     if excludes:
         wanted = _without_excluded(kinds, wanted, excludes)
     stand_ins: dict[str, str] = {}
@@ -130,6 +131,14 @@ def clean_path(path: str) -> str:
     if path.startswith("/") or ".." in parts:
         raise InvalidInput(f"{path!r} is no path in a snapshot: paths are relative to its root and have no '..'")
     return "/".join(parts) or "."
+
+
+def clean_drop(path: str) -> str:
+    """The path of something to drop, which cannot be everything."""
+    cleaned = clean_path(path)
+    if cleaned == ".":
+        raise InvalidInput(f"{path!r} is all of the snapshot: name a member of it to drop")
+    return cleaned
 
 
 def _selection(toc: Toc, choice: Choice) -> Selection:

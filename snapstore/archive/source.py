@@ -8,8 +8,8 @@ from types import TracebackType
 
 from snapstore.archive.exclude import IGNORE_FILE
 from snapstore.archive.folders import FOLDER_FLAGS, Folders
-from snapstore.archive.names import parent_of, to_bytes, to_text
-from snapstore.errors import InvalidInput, SourceNotFound, SourceUnreadable
+from snapstore.archive.names import last_of, parent_of, to_text
+from snapstore.errors import InvalidInput, SourceNotFound, SourceUnreadable, reason_of
 
 # A file may have become a FIFO since it was listed: opening one without O_NONBLOCK waits for a writer.
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -54,7 +54,7 @@ class Source:
 
     def open_file(self, path: str) -> int:
         """A new descriptor of a regular file, for the caller to close. OSError where it is none, or unreadable."""
-        descriptor = os.open(_name(path), _FILE_FLAGS, dir_fd=self.folder(parent_of(path)))
+        descriptor = os.open(last_of(path), _FILE_FLAGS, dir_fd=self.folder(parent_of(path)))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise NotRegular(errno.ESTALE, "it is no regular file any more")
@@ -63,14 +63,14 @@ class Source:
     def lstat(self, path: str) -> os.stat_result:
         if path == ".":
             return os.fstat(self._root)
-        return os.stat(_name(path), dir_fd=self.folder(parent_of(path)), follow_symlinks=False)
+        return os.stat(last_of(path), dir_fd=self.folder(parent_of(path)), follow_symlinks=False)
 
     def folder_xattrs(self, path: str) -> Xattrs:
         return read_xattrs(self.folder(path))
 
     def special_xattrs(self, path: str) -> Xattrs:
         """Of a FIFO or a device, which cannot be opened without side effects: through /proc, or none without it."""
-        return read_xattrs(f"/proc/self/fd/{self.folder(parent_of(path))}/".encode() + _name(path))
+        return read_xattrs(f"/proc/self/fd/{self.folder(parent_of(path))}/".encode() + last_of(path))
 
     def ignore_lines(self) -> list[str]:
         """The lines of the folder's own ignore file, if it has one."""
@@ -79,7 +79,7 @@ class Source:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise SourceUnreadable(IGNORE_FILE, describe(error)) from error
+            raise SourceUnreadable(IGNORE_FILE, reason_of(error)) from error
         with open(descriptor, "rb") as file:
             content = file.read(_MAX_IGNORE_FILE + 1)
         if len(content) > _MAX_IGNORE_FILE:
@@ -96,7 +96,7 @@ def _open_root(path: str) -> int:
     except NotADirectoryError as error:
         raise SourceNotFound(path, f"{path!r} is no folder: a snapshot is taken of a folder") from error
     except OSError as error:
-        raise SourceUnreadable(path, describe(error)) from error
+        raise SourceUnreadable(path, reason_of(error)) from error
     except ValueError as error:  # a NUL in the path
         raise InvalidInput(f"{path!r} cannot be a path: {error}") from error
 
@@ -120,11 +120,3 @@ def read_xattrs(where: int | bytes) -> Xattrs:
     if sum(len(name) + len(value) for name, value in found) > _MAX_XATTRS:
         raise OSError(errno.E2BIG, f"its extended attributes are larger than {_MAX_XATTRS} bytes")
     return tuple(found)
-
-
-def describe(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
-def _name(path: str) -> bytes:
-    return to_bytes(path[path.rfind("/") + 1 :])

@@ -8,8 +8,9 @@ escapes that GNU tar uses for ``%`` and ``=`` in their names.
 from functools import lru_cache
 from typing import NamedTuple
 
+from snapstore.archive.names import to_bytes
 from snapstore.errors import ArchiveDamaged
-from snapstore.model import MemberType
+from snapstore.model import Member, MemberType
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -20,7 +21,7 @@ _MAX_ID = 8**7
 _MAX_TIME = 8**11
 _TYPE_FLAGS: dict[MemberType, bytes] = {"f": b"0", "h": b"1", "l": b"2", "c": b"3", "b": b"4", "d": b"5", "p": b"6"}
 _TYPES: dict[bytes, MemberType] = {flag: kind for kind, flag in _TYPE_FLAGS.items()} | {b"\0": "f", b"7": "f"}
-_XATTR = b"SCHILY.xattr."
+XATTR = b"SCHILY.xattr."
 _MAGIC = b"ustar\x0000"
 _BLANK_CHECKSUM = 8 * 32
 _MAX_PAX = 1 << 20
@@ -41,6 +42,24 @@ class Header(NamedTuple):
     link: bytes = b""
     device: tuple[int, int] = (0, 0)
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def header_of(
+    member: Member, *, device: tuple[int, int] = (0, 0), xattrs: tuple[tuple[bytes, bytes], ...] = ()
+) -> Header:
+    """A member's header; what the table of contents does not hold of it is given beside."""
+    return Header(
+        to_bytes(member.path),
+        member.type,
+        member.size,
+        member.mode,
+        member.uid,
+        member.gid,
+        member.mtime,
+        to_bytes(member.link),
+        device,
+        xattrs,
+    )
 
 
 def padding(size: int) -> int:
@@ -139,7 +158,7 @@ def _pax_records(header: Header, path: bytes) -> bytes:
     if header.gid >= _MAX_ID:
         records += _record(b"gid", b"%d" % header.gid)
     for name, value in header.xattrs:
-        records += _record(_XATTR + name.replace(b"%", b"%25").replace(b"=", b"%3D"), value)
+        records += _record(XATTR + name.replace(b"%", b"%25").replace(b"=", b"%3D"), value)
     return records
 
 
@@ -190,9 +209,9 @@ def decode(raw: bytes, offset: int) -> tuple[Header, int]:
         link=records.get(b"linkpath") or _text(block[157:257]),
         device=(_number(block[329:337]), _number(block[337:345])),
         xattrs=tuple(
-            (decode_xattr_name(keyword[len(_XATTR) :]), value)
+            (decode_xattr_name(keyword[len(XATTR) :]), value)
             for keyword, value in records.items()
-            if keyword.startswith(_XATTR)
+            if keyword.startswith(XATTR)
         ),
     )
     return header, offset + BLOCK

@@ -18,8 +18,8 @@ from typing import Final
 from snapstore.archive.attributes import drop_default_acl
 from snapstore.archive.extract import TEMPORARY, TreeWriter
 from snapstore.archive.folders import FOLDER_FLAGS, Folders
-from snapstore.archive.names import parent_of, to_bytes, to_text
-from snapstore.errors import InvalidInput, TargetConflict, TargetNotEmpty, TargetUnwritable
+from snapstore.archive.names import last_of, parent_of, to_text
+from snapstore.errors import InvalidInput, TargetConflict, TargetNotEmpty, TargetUnwritable, reason_of
 from snapstore.model import Existing
 
 log = logging.getLogger("snapstore")
@@ -109,7 +109,7 @@ class Target:
                 self._move_up(self._staging, writer)
             else:
                 writer.finish_root(self.root)
-                self._rename(self._staging)
+                self._swap_in(self._staging)
         except OSError as error:
             raise self._unwritable(error) from error
         self._made_parents.clear()
@@ -132,7 +132,7 @@ class Target:
         finally:
             os.close(inside)
 
-    def _rename(self, staging: str) -> None:
+    def _swap_in(self, staging: str) -> None:
         here = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         new, old = os.fsencode(os.path.basename(staging)), os.fsencode(os.path.basename(self.path))
         try:
@@ -156,7 +156,7 @@ class Target:
             try:
                 remove_tree(self._staging)
             except OSError as error:
-                self.left = f"{self._staging!r} ({(error.strerror or str(error)).lower()})"
+                self.left = f"{self._staging!r} ({reason_of(error)})"
                 log.warning("could not remove %s", self.left)
             self._staging = None
         for path in reversed(self._made_parents):
@@ -164,18 +164,25 @@ class Target:
                 os.rmdir(path)
 
     def _unwritable(self, error: OSError) -> TargetUnwritable:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return TargetUnwritable(self.path, reason, "free some space, then restore again")
         return TargetUnwritable(self.path, reason, "check that the folder around it is there and can be written to")
 
 
 def remove(root: int, path: str) -> None:
-    """Remove a file or a link below ``root``, if it is there; never through a link."""
+    """Remove what is at a path below ``root``, if it is there; never through a link."""
     folders = Folders(root)
     try:
-        with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            os.unlink(to_bytes(path[path.rfind("/") + 1 :]), dir_fd=folders.descriptor(parent_of(path)))
+        parent = folders.descriptor(parent_of(path))
+        status = os.stat(last_of(path), dir_fd=parent, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            _empty(folders.descriptor(path))
+            os.rmdir(last_of(path), dir_fd=folders.descriptor(parent_of(path)))
+        else:
+            os.unlink(last_of(path), dir_fd=parent)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it is not there, which is what was asked for
     finally:
         folders.close()
 
@@ -186,20 +193,27 @@ def remove_tree(path: str) -> None:
         root = os.open(path, FOLDER_FLAGS)
     except FileNotFoundError:
         return
-    folders = Folders(root)
-    found = [""]
     try:
-        for folder in found:
-            found += _empty(folders, folder)
-        for folder in reversed(found[1:]):
-            os.rmdir(to_bytes(folder[folder.rfind("/") + 1 :]), dir_fd=folders.descriptor(parent_of(folder)))
+        _empty(root)
     finally:
-        folders.close()
         os.close(root)
     os.rmdir(path)
 
 
-def _empty(folders: Folders, folder: str) -> list[str]:
+def _empty(root: int) -> None:
+    """Remove all that is in a folder."""
+    folders = Folders(root)
+    found = [""]
+    try:
+        for folder in found:
+            found += _empty_but_folders(folders, folder)
+        for folder in reversed(found[1:]):
+            os.rmdir(last_of(folder), dir_fd=folders.descriptor(parent_of(folder)))
+    finally:
+        folders.close()
+
+
+def _empty_but_folders(folders: Folders, folder: str) -> list[str]:
     """Remove what is in a folder but its folders, whose paths are returned."""
     descriptor = folders.descriptor(folder)
     os.chmod(descriptor, 0o700)

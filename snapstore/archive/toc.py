@@ -1,10 +1,10 @@
 """The table of contents: JSON lines of frames and their members, written at the archive's end (FORMAT.md).
 
-Encoded line by line as frames are sealed, so that it is the only thing about them that is kept. Decoded whole, or
-searched for one member.
+Encoded line by line as frames are sealed, so that it is the only thing about them that is kept, and decoded a frame's
+line at a time, whenever that is asked for.
 """
 
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from snapstore.archive import frames
 from snapstore.archive.frames import FrameEntry, SealedFrame
-from snapstore.archive.names import to_bytes, to_text
+from snapstore.archive.names import as_json, to_text
 from snapstore.errors import ArchiveDamaged
 from snapstore.model import FORMAT, Extent, Member
 
@@ -90,7 +90,7 @@ def encode_members(members: Sequence[Member]) -> bytes:
 
 def _encode_member(member: Member) -> list[Any]:
     elements: list[Any] = [
-        _encode_name(member.path),
+        as_json(member.path),
         member.type,
         member.offset,
         member.size,
@@ -102,20 +102,10 @@ def _encode_member(member: Member) -> list[Any]:
         member.ino,
     ]
     if member.link or member.xattrs or member.warning:
-        elements += [_encode_name(member.link), [_encode_name(name) for name in member.xattrs], member.warning]
+        elements += [as_json(member.link), [as_json(name) for name in member.xattrs], member.warning]
         while elements[-1] in ("", []):
             elements.pop()
     return elements
-
-
-def _encode_name(name: str) -> str | dict[str, str]:
-    if name.isascii():
-        return name
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return {"b64": b64encode(to_bytes(name)).decode()}
-    return name
 
 
 class _Members(msgspec.Struct, frozen=True):

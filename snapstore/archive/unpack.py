@@ -4,8 +4,8 @@ import threading
 
 from snapstore.archive import frames, tar
 from snapstore.archive.extract import Place, TreeWriter
-from snapstore.archive.names import to_bytes, to_text
-from snapstore.archive.plan import FRAME
+from snapstore.archive.frames import FRAME
+from snapstore.archive.names import to_text
 from snapstore.archive.select import FramePieces, Piece, Selection
 from snapstore.errors import ArchiveDamaged
 from snapstore.model import Member
@@ -40,7 +40,7 @@ class Unpacker:
 
     def _write(self, piece: Piece, raw: bytes) -> None:
         member = piece.member
-        header, start = header_of(raw, member) if piece.begins else (_header(member), 0)
+        header, start = checked_header(raw, member) if piece.begins else (tar.header_of(member), 0)
         if start + piece.length > len(raw):
             raise ArchiveDamaged(f"{member.path!r} reaches beyond its frame")
         header = self._choice.renamed(header)
@@ -71,15 +71,15 @@ def content(wanted: FramePieces, compressed: bytes | memoryview, start: int, end
     """What a frame holds of its one wanted file between ``start`` and ``end`` in its content, checked."""
     raw = frames.open_frame(compressed, wanted.frame.entry)
     (piece,) = wanted.pieces()
-    origin = (header_of(raw, piece.member)[1] if piece.begins else 0) - piece.position
+    origin = (checked_header(raw, piece.member)[1] if piece.begins else 0) - piece.position
     if origin + piece.position + piece.length > len(raw):
         raise ArchiveDamaged(f"{piece.member.path!r} reaches beyond its frame")
     return raw[origin + max(start, piece.position) : origin + min(end, piece.position + piece.length)]
 
 
-def header_of(raw: bytes, member: Member) -> tuple[tar.Header, int]:
+def checked_header(raw: bytes, member: Member) -> tuple[tar.Header, int]:
     """A member's header, found to be what the table of contents says, and where its content begins."""
-    header = _header(member)
+    header = tar.header_of(member)
     if not member.xattrs and member.type not in ("c", "b"):
         blocks = tar.encode(header)
         if raw.startswith(blocks, member.offset):
@@ -90,17 +90,3 @@ def header_of(raw: bytes, member: Member) -> tuple[tar.Header, int]:
     if found._replace(xattrs=(), device=(0, 0)) != header or names != member.xattrs:
         raise ArchiveDamaged(f"the header of {member.path!r} is not what the table of contents says")
     return found, start
-
-
-def _header(member: Member) -> tar.Header:
-    """What the table of contents knows of a member's header."""
-    return tar.Header(
-        to_bytes(member.path),
-        member.type,
-        member.size,
-        member.mode,
-        member.uid,
-        member.gid,
-        member.mtime,
-        to_bytes(member.link),
-    )

@@ -5,7 +5,6 @@ that a file's name can neither break a line nor steer a terminal.
 """
 
 import sys
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from snapstore.archive.names import to_bytes
+from snapstore.archive.names import as_json
 from snapstore.model import Progress, ProgressCallback
 
 _LEAST_WIDTH = 120
@@ -131,9 +130,4 @@ def plain(value: Any) -> Any:
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return {"b64": b64encode(to_bytes(value)).decode()}
-    return value
+    return as_json(value) if isinstance(value, str) else value

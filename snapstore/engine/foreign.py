@@ -9,13 +9,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 
-from snapstore.aio import uninterrupted
+from snapstore.aio import Stopped, uninterrupted
 from snapstore.archive import foreign
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.extract import TreeWriter
 from snapstore.archive.foreign import Decompressed
+from snapstore.archive.frames import FRAME
 from snapstore.archive.names import to_text
-from snapstore.archive.plan import FRAME, Stopped
 from snapstore.archive.restore import Restoration, RestoreOptions
 from snapstore.archive.select import EVERYTHING, Choice, choose, clean_path
 from snapstore.engine.limits import Limits

@@ -1,7 +1,6 @@
 """An archive on its way to the store: bytes in order, cut into parts of one size, a few of them being sent.
 
-An archive that fits one part is a single put. Until `finish` has returned there is no object; after a failure
-`discard` makes sure of that.
+An archive that fits one part is a single put. Left without `finish`, nothing of it stays.
 """
 
 from types import TracebackType

@@ -1,7 +1,8 @@
 """Reading snapshots of our own: ranges → frames → members, files, folders.
 
-The table of contents says where everything is: one ranged GET for it, one more for a single file, and as many as its
-size needs for all of an archive. All of them are pinned to one version of the object, and every byte is checked.
+The table of contents says where everything is: one ranged GET for it, one more for each 4 MiB of a single file (so that
+a slow reader holds no more), and one for each 8 MiB of a whole archive. All of them are pinned to one version of the
+object, and every byte is checked.
 """
 
 import time
@@ -12,7 +13,7 @@ from typing import Any
 from snapstore.aio import run_all, uninterrupted
 from snapstore.archive import select, toc, unpack
 from snapstore.archive.exclude import Excludes
-from snapstore.archive.plan import FRAME
+from snapstore.archive.frames import FRAME
 from snapstore.archive.restore import Restoration, RestoreOptions
 from snapstore.archive.select import FramePieces, Selection
 from snapstore.archive.toc import Toc

@@ -21,7 +21,14 @@ from snapstore.engine.foreign import ForeignReader
 from snapstore.engine.limits import Limits
 from snapstore.engine.reader import ArchiveReader
 from snapstore.engine.writer import Request, SnapshotWriter
-from snapstore.errors import InvalidInput, ObjectNotFound, SnapshotNotFound, StoreClosed, UnsupportedFormat
+from snapstore.errors import (
+    ArchiveError,
+    InvalidInput,
+    ObjectNotFound,
+    SnapshotNotFound,
+    StoreClosed,
+    UnsupportedFormat,
+)
 from snapstore.index import sync
 from snapstore.index.catalog import Catalog, Query
 from snapstore.model import (
@@ -42,6 +49,7 @@ from snapstore.storage.base import ObjectStore
 from snapstore.storage.urls import open_store
 
 _PAGE = 200
+_MAX_PAGE = 10_000
 _DELETES_AT_ONCE = 8
 
 
@@ -50,7 +58,9 @@ class SnapStore:
 
     Made by `open`, and used as an async context manager (or awaited, and closed by `aclose`). One instance serves any
     number of tasks at once. Wherever a snapshot's id is asked for, an unambiguous prefix of it does, and so does
-    ``APP@latest``.
+    ``APP@latest``; SnapshotNotFound and AmbiguousId where there is no such one.
+
+    Besides what each call names, all may raise StorageError, CatalogError (CatalogBusy among them) and StoreClosed.
     """
 
     def __init__(
@@ -176,7 +186,7 @@ class SnapStore:
         SourceUnreadable; with ``"skip"`` it is left out and reported. ``level`` is zstd's, 1 to 19. When this raises,
         cancellation included, no snapshot was made.
 
-        Raises InvalidInput, SourceNotFound, SourceUnreadable, StorageError, CatalogBusy.
+        Raises InvalidInput, SourceNotFound, SourceUnreadable.
         """
         if on_error not in ("fail", "skip"):
             raise InvalidInput(f"on_error is 'fail' or 'skip', not {on_error!r}")
@@ -229,6 +239,8 @@ class SnapStore:
         Of any of ``apps``, with all ``labels`` (``key:value``, or ``key`` for any value), taken at ``since`` or later
         and before ``until``; at most ``limit``, going on from ``cursor``. InvalidInput.
         """
+        if limit is not None and limit < 0:
+            raise InvalidInput(f"limit is 0 or more, not {limit}")
         left = limit
         while left is None or left > 0:
             size = _PAGE if left is None else min(_PAGE, left)
@@ -251,13 +263,13 @@ class SnapStore:
         cursor: str | None = None,
     ) -> Page:
         """One page of what `list` gives, with the cursor of the next, which stays right while snapshots come and go."""
-        if limit < 1:
-            raise InvalidInput(f"limit is 1 or more, not {limit}")
+        if not 1 <= limit <= _MAX_PAGE:
+            raise InvalidInput(f"limit is 1 to {_MAX_PAGE}, not {limit}")
         query = Query(tuple(_strings(apps, "apps")), tuple(_strings(labels, "labels")), since, until)
         return await self._calls.run(self._catalog.page(query, limit, cursor))
 
     async def members(self, snapshot_id: str) -> AsyncIterator[Member]:
-        """What is in a snapshot, in the archive's order: files first, folders last. SnapshotNotFound, ArchiveError."""
+        """What is in a snapshot, in the archive's order: files first, folders last. ArchiveError."""
         async with self._reading(await self.get(snapshot_id)) as reader:
             members = self._calls.each(reader.members())
             async with aclosing(members):
@@ -269,7 +281,8 @@ class SnapStore:
     ) -> AsyncIterator[bytes]:
         """One file's content in pieces, or ``size`` bytes of it from ``start``; a hard link is followed.
 
-        Raises SnapshotNotFound, MemberNotFound (also for what has no content), ArchiveError.
+        ``start`` and ``size`` are bytes. Raises InvalidInput, MemberNotFound (also for what has no content),
+        ArchiveError.
         """
         if start < 0 or (size is not None and size < 0):
             raise InvalidInput("start and size are not negative")
@@ -297,14 +310,16 @@ class SnapStore:
         """Unpack a snapshot into ``target``, or into the folder of ``app`` below ``apps`` (default: its own app's).
 
         ``paths`` restores only these members and what is in them; ``exclude`` leaves out by gitignore patterns;
-        ``drop`` names members that shall not be there afterwards. ``existing`` says what to do where the target holds
-        something: ``"refuse"`` (TargetNotEmpty), ``"merge"`` (files are replaced one by one, others stay), or
-        ``"replace"`` (unpacked beside it and exchanged). ``owner`` sets user and group ids (default: as root only).
-        ``trusted`` allows devices, setuid and setgid bits and ``security.*`` attributes. When this raises, a target
-        that was missing or empty is so again, one to replace is untouched, and in a merge each file is the old or the
-        new one.
+        ``drop`` names members (folders with all that is in them) that shall not be there afterwards. ``existing`` says
+        what to do where the target holds something: ``"refuse"`` (TargetNotEmpty), ``"merge"`` (files are replaced one
+        by one, others stay), or ``"replace"`` (unpacked beside it and exchanged). ``owner`` sets user and group ids
+        (default: as root only). ``trusted`` allows devices, setuid and setgid bits and ``security.*`` attributes.
 
-        Raises InvalidInput, SnapshotNotFound, MemberNotFound, Conflict and its kinds, TargetUnwritable, ArchiveError.
+        When this raises, a target that was missing or empty is so again, one to replace is untouched, and in a merge
+        each file is the old or the new one; but a cancellation that comes while all is being put in its place is raised
+        when it stands there.
+
+        Raises InvalidInput, MemberNotFound, Conflict and its kinds, TargetUnwritable, ArchiveError.
         """
         if existing not in ("refuse", "merge", "replace"):
             raise InvalidInput(f"existing is 'refuse', 'merge' or 'replace', not {existing!r}")
@@ -325,13 +340,13 @@ class SnapStore:
 
     async def download_url(self, snapshot_id: str, *, expires: timedelta = timedelta(hours=1)) -> str:
         """A link to the archive, a plain ``.tar.zst``. A folder store gives ``file:///…``, which does not expire."""
-        snapshot = await self._with_key(await self.get(snapshot_id))
+        snapshot = await self._calls.run(self._with_key(await self.get(snapshot_id)))
         assert snapshot.key is not None
         name = f"{snapshot.app}-{snapshot.created_at:%Y%m%dT%H%M%SZ}.tar.zst"
-        return await self._store.download_url(snapshot.key, expires=expires, filename=name)
+        return await self._calls.run(self._store.download_url(snapshot.key, expires=expires, filename=name))
 
     async def delete(self, snapshot_id: str) -> Snapshot:
-        """Delete a snapshot, and return what it was. SnapshotNotFound, StorageError."""
+        """Delete a snapshot (a prefix of its id, or ``APP@latest``, do here too), and return what it was."""
         snapshot = await self.get(snapshot_id)
         await self._calls.run(self._delete(snapshot))
         return snapshot
@@ -344,7 +359,7 @@ class SnapStore:
         return snapshots
 
     async def rebuild(self, *, progress: ProgressCallback | None = None) -> RebuildReport:
-        """Read the index anew from the store's metadata objects. StorageError, CatalogBusy."""
+        """Read the index anew from the store's metadata objects."""
         return await self._calls.run(sync.rebuild(self._store, self._catalog, progress))
 
     async def _delete(self, snapshot: Snapshot) -> None:
@@ -364,14 +379,17 @@ class SnapStore:
     @asynccontextmanager
     async def _reading(self, snapshot: Snapshot) -> AsyncIterator[ArchiveReader | ForeignReader]:
         """A reader of the snapshot. One that another node has deleted is dropped from the index: SnapshotNotFound."""
-        if snapshot.format > FORMAT:
-            raise UnsupportedFormat(snapshot.id, snapshot.format, FORMAT)
         try:
-            snapshot = await self._with_key(snapshot)
+            if snapshot.format > FORMAT:
+                raise UnsupportedFormat(snapshot.id, snapshot.format, FORMAT)
+            snapshot = await self._calls.run(self._with_key(snapshot))
             kind = ArchiveReader if snapshot.toc is not None else ForeignReader
             yield kind(self._store, self._limits, snapshot)
+        except ArchiveError as error:
+            error.key = error.key or snapshot.key
+            raise
         except ObjectNotFound as error:
-            await self._drop_if_gone(snapshot)
+            await self._calls.run(self._drop_if_gone(snapshot))
             raise SnapshotNotFound(snapshot.id, f"the archive of snapshot {snapshot.id} is not in the store") from error
 
     async def _drop_if_gone(self, snapshot: Snapshot) -> None:
@@ -384,8 +402,7 @@ class SnapStore:
         """With its archive's key; the older system's metadata leaves it out, so the bucket is asked for it."""
         if snapshot.key is not None:
             return snapshot
-        prefix = f"{snapshot.app}:{snapshot.id}:"
-        async for page in self._store.list(prefix):
+        async for page in self._store.list(keys.older_archive_prefix(snapshot.app, snapshot.id)):
             for info in page:
                 return msgspec.structs.replace(snapshot, key=info.key)
         await self._drop_if_gone(snapshot)

@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from snapstore import keys, metadata
-from snapstore.aio import drop, uninterrupted
+from snapstore.aio import Stopped, drop, uninterrupted
 from snapstore.archive import frames, toc
 from snapstore.archive.exclude import Excludes
-from snapstore.archive.frames import SealedFrame
-from snapstore.archive.pack import Buffers, Packer, RawFrame
-from snapstore.archive.plan import FRAME, Plan, Stopped, make_plan
+from snapstore.archive.frames import FRAME, RawFrame, SealedFrame
+from snapstore.archive.pack import Buffers, Packer
+from snapstore.archive.plan import Plan, make_plan
 from snapstore.archive.source import Source
 from snapstore.archive.toc import TocBuilder, Trailer
 from snapstore.engine.limits import Limits

@@ -4,7 +4,7 @@ import os
 import sqlite3
 from contextlib import closing
 
-from snapstore.errors import CatalogError, CatalogMismatch
+from snapstore.errors import CatalogError, CatalogMismatch, reason_of
 from snapstore.index.migrations import migrate
 
 _APPLICATION_ID = 0x534E4150  # "SNAP", as the first migration sets it: no other program's file is taken for ours
@@ -48,7 +48,7 @@ def _make(path: str) -> None:
         with open(descriptor, "rb") as file:
             magic = file.read(len(_MAGIC))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise CatalogError(path, f"the index {path!r} cannot be opened ({reason}): {_OTHER_FILE}") from error
     if magic not in (b"", _MAGIC):
         raise CatalogMismatch(path, f"{path!r} is no index of snapstore's, but some other file: {_OTHER_FILE}")

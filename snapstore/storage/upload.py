@@ -8,8 +8,6 @@ from snapstore.aio import drop, uninterrupted
 from snapstore.errors import SnapstoreError
 from snapstore.storage.base import Chunks, ObjectInfo, ObjectStore, Part
 
-MIN_PART = 5 << 20
-"""S3's least size of all parts but the last, in bytes."""
 MAX_PARTS = 10_000
 
 log = logging.getLogger("snapstore")
