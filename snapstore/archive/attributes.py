@@ -73,6 +73,9 @@ def make_special(folder: int, name: bytes, path: str, header: Header, policy: Po
     # Opening one has side effects; a descriptor that only names it has none, and /proc leads from there to the rest.
     descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
+        status = os.fstat(descriptor)
+        if stat.S_IFMT(status.st_mode) != kind or status.st_nlink != 1:
+            raise OSError(errno.ESTALE, "somebody exchanged it while it was made")
         itself = f"/proc/self/fd/{descriptor}"
         if policy.owner:
             os.chown(itself, header.uid, header.gid)

@@ -12,22 +12,20 @@ import errno
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from snapstore.archive import attributes
 from snapstore.archive.attributes import Notes, Policy
 from snapstore.archive.folders import Folders
-from snapstore.archive.names import MAX_PATH, depth, last_of, parent_of, to_text
+from snapstore.archive.names import MAX_PATH, TEMPORARY, depth, last_of, parent_of, to_text
 from snapstore.archive.tar import Header
 from snapstore.errors import SnapstoreError, TargetConflict, TargetUnwritable, UnsafeMember, reason_of
 from snapstore.model import Caps, MemberType
 
-TEMPORARY = ".snapstore-"
-"""How every name that we make for a moment begins."""
-
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_ID = 2**32 - 2  # the next one means "leave it as it is" to chown(2)
 _ZEROS = bytes(4096)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
@@ -128,6 +126,8 @@ class TreeWriter:
     def _admit(self, header: Header) -> str:
         """The member's path, once it and its kind and the caps allow it."""
         path = check_path(header.path, root=header.type == "d")
+        if not (0 <= header.uid <= _MAX_ID and 0 <= header.gid <= _MAX_ID):
+            raise UnsafeMember(path, f"its owner {header.uid}/{header.gid} cannot be one")
         if self._types.setdefault(path, header.type) != header.type:
             raise UnsafeMember(path, "the archive has it twice, as different kinds")
         with self._counting:
@@ -244,6 +244,8 @@ class TreeWriter:
             yield
         except OSError as error:
             raise self._failure(path, error) from error
+        except (OverflowError, ValueError) as error:
+            raise UnsafeMember(path, f"the system cannot hold what it says of itself ({error})") from error
 
     def _failure(self, path: str, error: OSError) -> SnapstoreError:
         reason = reason_of(error)
@@ -274,7 +276,7 @@ def check_path(raw: bytes, *, root: bool = False, what: str = "is called") -> st
     return path
 
 
-def find_conflict(root: int, members: Iterator[tuple[str, MemberType]], target: str) -> None:
+def find_conflict(root: int, members: Iterable[tuple[str, MemberType]], target: str) -> None:
     """TargetConflict where a merge would turn a folder of the target into something else, or the other way round."""
     folders = Folders(root)
     try:

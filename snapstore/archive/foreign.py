@@ -7,7 +7,7 @@ Made by ``tar --zstd``, by bsdtar, by the older system: no table of contents, an
 import io
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, NamedTuple, Self, cast
 
 import zstandard
 
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _XATTR = tar.XATTR.decode()
+_END = b"snapstore: ended"
+_END_FRAME = zstandard.ZstdCompressor().compress(_END)
+_MAX_GLOBAL = 1000
+"""Global pax records of one archive; git writes one."""
+_HEADERS_WITH_CONTENT = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 _TEXT_ACL = "SCHILY.acl."
 
 
@@ -35,55 +46,52 @@ class ForeignMember(NamedTuple):
 class Decompressed(io.RawIOBase):
     """The raw bytes of zstd frames, which ``read`` gives in pieces. ArchiveDamaged where one is cut short.
 
-    Windows of over 128 MiB are refused, as zstd itself does unless told otherwise.
+    However much a few bytes decompress to, no more is made of them than is asked for. Windows of over 128 MiB are
+    refused, as zstd itself does unless told otherwise.
     """
 
     def __init__(self, read: Callable[[], bytes]) -> None:
-        self._read = read
-        self._pending: list[memoryview] = []
-        self._decompressor: zstandard.ZstdDecompressionObj | None = None
-        self._began = False
+        self._source = _Ended(read)
+        self._reader = zstandard.ZstdDecompressor().stream_reader(
+            cast(IO[bytes], self._source), read_size=_CHUNK, read_across_frames=True, closefd=False
+        )
+        self._tail = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: "WriteableBuffer", /) -> int:
-        while not self._pending:
-            if not self._refill():
-                return 0
         view = memoryview(target).cast("B")
-        first = self._pending[0]
-        size = min(len(view), len(first))
-        view[:size] = first[:size]
-        if size == len(first):
-            self._pending.pop(0)
-        else:
-            self._pending[0] = first[size:]
-        return size
-
-    def _refill(self) -> bool:
-        compressed = self._read()
-        if not compressed:
-            if self._decompressor is not None:
-                raise ArchiveDamaged("the archive is cut short")
-            if not self._began:
-                raise ArchiveDamaged("the archive is empty")
-            return False
-        self._began = True
         try:
-            while compressed:
-                if self._decompressor is None:
-                    self._decompressor = zstandard.ZstdDecompressor().decompressobj(write_size=_CHUNK)
-                raw = self._decompressor.decompress(compressed)
-                if raw:
-                    self._pending.append(memoryview(raw))
-                compressed = b""
-                if self._decompressor.eof:
-                    compressed = self._decompressor.unused_data
-                    self._decompressor = None
+            size = self._reader.readinto(view)
         except zstandard.ZstdError as error:
             raise ArchiveDamaged(f"the archive cannot be decompressed: {error}") from error
-        return True
+        if size:
+            self._tail = (self._tail + bytes(view[max(0, size - len(_END)) : size]))[-len(_END) :]
+        elif self._source.is_empty:
+            raise ArchiveDamaged("the archive is empty")
+        elif self._tail != _END:
+            raise ArchiveDamaged("the archive is cut short")
+        return size
+
+
+class _Ended:
+    """What ``read`` gives, and then a frame of our own: it is found again at the end, unless a frame before is cut."""
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self._read = read
+        self._ended = False
+        self.is_empty = True
+
+    def read(self, _size: int) -> bytes:
+        if self._ended:
+            return b""
+        piece = self._read()
+        if piece:
+            self.is_empty = False
+            return piece
+        self._ended = True
+        return _END_FRAME
 
 
 class _StrictInfo(tarfile.TarInfo):
@@ -101,6 +109,12 @@ class _StrictInfo(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
 
+    def _proc_member(self, archive: tarfile.TarFile) -> Self:
+        # tarfile reads the content of such a header into memory, however much that is.
+        if self.type in _HEADERS_WITH_CONTENT and self.size > tar.MAX_PAX:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
 
 def read_members(stream: Decompressed) -> Iterator[ForeignMember]:
     """All members in order; the stream is read to its end. ArchiveDamaged for what cannot be parsed."""
@@ -115,8 +129,10 @@ def read_members(stream: Decompressed) -> Iterator[ForeignMember]:
         ) as archive:
             for info in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member that it has seen
+                if len(archive.pax_headers) > _MAX_GLOBAL:
+                    raise ArchiveDamaged(f"the archive has more than {_MAX_GLOBAL} global pax records")
                 yield _member(archive, info)
-    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise ArchiveDamaged(f"the archive is no tar that can be read: {error}") from error
     while stream.read(_CHUNK):
         pass  # behind the tar's end: read all the same, so that a damaged end is noticed
@@ -181,6 +197,14 @@ def _mtime(info: tarfile.TarInfo) -> int:
     return tar.parse_time(exact.encode()) if exact else int(info.mtime) * 1_000_000_000
 
 
+def read_piece(content: IO[bytes], size: int) -> bytes:
+    """The next bytes of a member's content. ArchiveDamaged where the archive ends in it."""
+    try:
+        return content.read(size)
+    except tarfile.TarError as error:
+        raise ArchiveDamaged(f"the archive ends within a file: {error}") from error
+
+
 def write(member: ForeignMember, writer: TreeWriter) -> None:
     """One member onto the disk."""
     header, content, has_text_acl = member
@@ -191,7 +215,7 @@ def write(member: ForeignMember, writer: TreeWriter) -> None:
         return
     place = writer.begin_file(header)
     position = 0
-    while chunk := content.read(_CHUNK):
+    while chunk := read_piece(content, _CHUNK):
         writer.write_content(place, chunk, 0, len(chunk), position)
         position += len(chunk)
     if position != header.size:

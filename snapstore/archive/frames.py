@@ -127,6 +127,11 @@ def decompress(compressed: bytes | memoryview, size: int) -> bytes:
     return raw
 
 
+def compressed_bound(size: int) -> int:
+    """The most bytes that zstd makes of ``size`` ones, generously (ZSTD_compressBound)."""
+    return size + (size >> 7) + 512
+
+
 def seek_table(frames: Sequence[tuple[int, int]]) -> bytes:
     """The seek table for frames of these (compressed, raw) sizes.
 

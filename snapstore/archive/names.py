@@ -1,9 +1,19 @@
 """Names between the disk's bytes and Python's strings, the same whatever the locale says (PEP 383)."""
 
+import re
 from base64 import b64encode
 
 MAX_PATH = 16 << 10
 """Bytes of a member's path; far more than any system call takes, and a bound on what a path can cost."""
+
+TEMPORARY = ".snapstore-"
+"""How every name begins that a restore makes for a moment."""
+_IS_TEMPORARY = re.compile(r"\.snapstore-(restore-)?[0-9a-f]{16}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a restore (one that was killed) has left something of this name."""
+    return name.startswith(TEMPORARY) and _IS_TEMPORARY.fullmatch(name) is not None
 
 
 def to_text(name: bytes) -> str:

@@ -255,7 +255,12 @@ def _read_sparse(descriptor: int, view: memoryview, position: int) -> int:
         view[done:hole_end] = _ZEROS[: hole_end - done]
         done = hole_end
         if done < end:
-            data_end = min(os.lseek(descriptor, position + done, os.SEEK_HOLE) - position, end)
+            try:
+                data_end = min(os.lseek(descriptor, position + done, os.SEEK_HOLE) - position, end)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                data_end = end  # cut short meanwhile, as the read will find
             with view[done:data_end] as part:
                 read = _read_dense(descriptor, part, position + done)
             if done + read < data_end:

@@ -15,7 +15,7 @@ import msgspec
 
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import FRAME
-from snapstore.archive.names import MAX_PATH, depth, to_bytes, to_text
+from snapstore.archive.names import MAX_PATH, depth, is_temporary, to_bytes, to_text
 from snapstore.archive.source import Source
 from snapstore.errors import SourceUnreadable, reason_of
 from snapstore.model import Member, MemberType, OnError, Problem
@@ -82,6 +82,8 @@ class _Walk:
             return []
         folders = []
         for entry in listed:
+            if is_temporary(entry.name):
+                continue  # the remains of a restore that was killed, and nothing of the application's
             path = f"{folder}/{entry.name}" if folder else entry.name
             if not path.isascii():
                 path = to_text(os.fsencode(path))

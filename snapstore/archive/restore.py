@@ -7,7 +7,7 @@ from snapstore.archive.attributes import Policy
 from snapstore.archive.extract import TreeWriter, find_conflict
 from snapstore.archive.select import clean_drop
 from snapstore.archive.target import Target, remove
-from snapstore.model import Caps, Existing, Member
+from snapstore.model import Caps, Existing, MemberType
 
 
 class RestoreOptions(NamedTuple):
@@ -52,10 +52,10 @@ class Restoration:
         assert self._target is not None, "open comes first"
         return self._target
 
-    def check_conflicts(self, members: Iterable[Member]) -> None:
+    def check_conflicts(self, members: Iterable[tuple[str, MemberType]]) -> None:
         """In a merge, TargetConflict where the target and the snapshot disagree what is a folder."""
         if self.target.merges:
-            find_conflict(self.target.root, ((member.path, member.type) for member in members), self.target.path)
+            find_conflict(self.target.root, members, self.target.path)
 
     def finish(self) -> None:
         """Links, folders' metadata, names to drop; then all of it appears."""
@@ -64,6 +64,10 @@ class Restoration:
                 remove(self.target.root, clean_drop(path))
         self.writer.finish()
         self.target.publish(self.writer)
+
+    def revert(self) -> None:
+        """Take back what `finish` has let appear; in a merge, nothing can be."""
+        self.target.revert()
 
     def close(self) -> None:
         if self._writer is not None:

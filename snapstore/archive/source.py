@@ -1,6 +1,5 @@
 """The folder that is packed: its members opened and read so that nobody can lead us out of it, or hold us up."""
 
-import contextlib
 import errno
 import os
 import stat
@@ -115,8 +114,11 @@ def read_xattrs(where: int | bytes) -> Xattrs:
     found = []
     for name in sorted(names):
         if name.startswith(_KEPT_XATTRS):
-            with contextlib.suppress(OSError):  # removed meanwhile, or not ours to read
+            try:
                 found.append((os.fsencode(name), os.getxattr(where, name, follow_symlinks=follow)))
+            except OSError as error:
+                if error.errno != errno.ENODATA:  # else removed meanwhile
+                    raise
     if sum(len(name) + len(value) for name, value in found) > _MAX_XATTRS:
         raise OSError(errno.E2BIG, f"its extended attributes are larger than {_MAX_XATTRS} bytes")
     return tuple(found)

@@ -24,7 +24,7 @@ _TYPES: dict[bytes, MemberType] = {flag: kind for kind, flag in _TYPE_FLAGS.item
 XATTR = b"SCHILY.xattr."
 _MAGIC = b"ustar\x0000"
 _BLANK_CHECKSUM = 8 * 32
-_MAX_PAX = 1 << 20
+MAX_PAX = 1 << 20
 
 
 class Header(NamedTuple):
@@ -188,8 +188,8 @@ def decode(raw: bytes, offset: int) -> tuple[Header, int]:
     block = _checked(raw, offset)
     if block[156:157] == b"x":
         size = _number(block[124:136])
-        if size > _MAX_PAX:
-            raise ArchiveDamaged(f"a pax header of {size} bytes, more than {_MAX_PAX}")
+        if size > MAX_PAX:
+            raise ArchiveDamaged(f"a pax header of {size} bytes, more than {MAX_PAX}")
         records = _parse_records(raw[offset + BLOCK : offset + BLOCK + size], size)
         offset += BLOCK + size + padding(size)
         block = _checked(raw, offset)

@@ -8,21 +8,27 @@
 
 import ctypes
 import errno
+import fcntl
 import logging
 import os
 import secrets
 import stat
+import time
 from contextlib import suppress
 from typing import Final
 
 from snapstore.archive.attributes import drop_default_acl
-from snapstore.archive.extract import TEMPORARY, TreeWriter
+from snapstore.archive.extract import TreeWriter
 from snapstore.archive.folders import FOLDER_FLAGS, Folders
-from snapstore.archive.names import last_of, parent_of, to_text
+from snapstore.archive.names import TEMPORARY, is_temporary, last_of, parent_of, to_text
 from snapstore.errors import InvalidInput, TargetConflict, TargetNotEmpty, TargetUnwritable, reason_of
 from snapstore.model import Existing
 
 log = logging.getLogger("snapstore")
+
+STAGING = f"{TEMPORARY}restore-"
+"""How the folder that a restore unpacks into is called; 16 hexadecimal digits follow."""
+_STALE_SECONDS = 60
 
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
@@ -39,6 +45,9 @@ class Target:
         self._existing = existing
         self._made_parents: list[str] = []
         self._staging: str | None = None
+        self._moved: list[str] = []
+        self._published = False
+        self._exchanged = False
         self.root = -1
         self.left: str | None = None
         """What `close` could not remove, and why."""
@@ -52,6 +61,7 @@ class Target:
             raise
 
     def _prepare(self) -> None:
+        remove_stale(self.path)
         is_there = self._look()
         if self._existing == "merge" and is_there:
             self.root = os.open(self.path, FOLDER_FLAGS)
@@ -61,10 +71,12 @@ class Target:
         else:
             beside = os.path.dirname(self.path)
             self._make_parents(beside)
-        staging = os.path.join(beside, f"{TEMPORARY}restore-{secrets.token_hex(8)}")
+            remove_stale(beside)
+        staging = os.path.join(beside, f"{STAGING}{secrets.token_hex(8)}")
         os.mkdir(staging, 0o700)
         self._staging = staging
         self.root = os.open(staging, FOLDER_FLAGS)
+        fcntl.flock(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB)  # while it is held, nobody takes it for a dead one's
         drop_default_acl(self.root)
 
     def _look(self) -> bool:
@@ -112,36 +124,56 @@ class Target:
                 self._swap_in(self._staging)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._made_parents.clear()
+        self._published = True
+
+    def revert(self) -> None:
+        """Take back what `publish` did, so that `close` removes it; in a merge it stays."""
+        if not self._published or self._staging is None:
+            return
+        self._published = False
+        if os.path.dirname(self._staging) == self.path:
+            inside = os.open(self.path, FOLDER_FLAGS)
+            try:
+                self._move_down(self._staging, inside)
+            finally:
+                os.close(inside)
+        else:
+            self._swap_in(self._staging, back=True)
 
     def _move_up(self, staging: str, writer: TreeWriter) -> None:
         inside = os.open(self.path, FOLDER_FLAGS)
-        moved = []
         try:
             for name in os.listdir(self.root):
                 _rename(self.root, os.fsencode(name), inside, os.fsencode(name), _RENAME_NOREPLACE)
-                moved.append(name)
+                self._moved.append(name)
             os.rmdir(staging)  # before the folder's times are set, which it changes
             writer.finish_root(inside)
-            self._staging = None
         except BaseException:
-            os.makedirs(staging, 0o700, exist_ok=True)
-            for name in moved:
-                os.rename(name, os.path.join(staging, name), src_dir_fd=inside)
+            self._move_down(staging, inside)
             raise
         finally:
             os.close(inside)
 
-    def _swap_in(self, staging: str) -> None:
+    def _move_down(self, staging: str, inside: int) -> None:
+        os.makedirs(staging, 0o700, exist_ok=True)
+        while self._moved:
+            name = self._moved.pop()
+            os.rename(name, os.path.join(staging, name), src_dir_fd=inside)
+
+    def _swap_in(self, staging: str, *, back: bool = False) -> None:
+        """Staging folder and target, exchanged or renamed; ``back`` undoes that."""
         here = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         new, old = os.fsencode(os.path.basename(staging)), os.fsencode(os.path.basename(self.path))
         try:
-            if self._existing == "replace" and os.path.lexists(self.path):
+            if self._exchanged if back else (self._existing == "replace" and os.path.lexists(self.path)):
                 _sync_file_system(self.root)  # the old tree is removed next: the new one must not be in memory only
                 _rename(here, new, here, old, _RENAME_EXCHANGE)
-                return  # what was there is removed by close
-            _rename(here, new, here, old, _RENAME_NOREPLACE)
-            self._staging = None
+                os.fsync(here)
+                self._exchanged = not back
+            elif back:
+                _rename(here, old, here, new, _RENAME_NOREPLACE)
+            else:
+                _rename(here, new, here, old, _RENAME_NOREPLACE)
         except FileExistsError as error:
             raise TargetNotEmpty(self.path) from error
         finally:
@@ -149,25 +181,46 @@ class Target:
 
     def close(self) -> None:
         """Remove what was not published (or what was replaced), and let go."""
-        if self.root >= 0:
-            os.close(self.root)
-            self.root = -1
-        if self._staging is not None:
+        if self._staging is not None and (self._exchanged or not self._published):
             try:
                 remove_tree(self._staging)
             except OSError as error:
                 self.left = f"{self._staging!r} ({reason_of(error)})"
                 log.warning("could not remove %s", self.left)
-            self._staging = None
-        for path in reversed(self._made_parents):
-            with suppress(OSError):  # somebody put something into it
-                os.rmdir(path)
+        self._staging = None
+        if self.root >= 0:
+            os.close(self.root)
+            self.root = -1
+        if not self._published:
+            for path in reversed(self._made_parents):
+                with suppress(OSError):  # somebody put something into it
+                    os.rmdir(path)
 
     def _unwritable(self, error: OSError) -> TargetUnwritable:
         reason = reason_of(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return TargetUnwritable(self.path, reason, "free some space, then restore again")
         return TargetUnwritable(self.path, reason, "check that the folder around it is there and can be written to")
+
+
+def remove_stale(folder: str) -> None:
+    """Remove what restores that were killed have left in a folder: nobody holds its lock, and it is not brand-new."""
+    try:
+        names = [name for name in os.listdir(folder) if name.startswith(STAGING) and is_temporary(name)]
+    except OSError:
+        return  # it is missing, or not ours to look into: whoever wants to use it is told so then
+    for name in names:
+        path = os.path.join(folder, name)
+        # Somebody else's, in use, or gone meanwhile: then it stays, or is gone.
+        with suppress(OSError):
+            descriptor = os.open(path, FOLDER_FLAGS)
+            try:
+                status = os.fstat(descriptor)
+                if status.st_uid == os.geteuid() and time.time() - status.st_mtime > _STALE_SECONDS:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove_tree(path)
+            finally:
+                os.close(descriptor)
 
 
 def remove(root: int, path: str) -> None:
@@ -269,6 +322,9 @@ def _rename_in_steps(old_folder: int, old: bytes, new_folder: int, new: bytes, f
 def _sync_file_system(descriptor: int) -> None:
     """syncfs(2): all that was written to this file system is on its disk."""
     try:
-        _libc().syncfs(descriptor)
+        failed = _libc().syncfs(descriptor) != 0
     except AttributeError:
         os.sync()
+        return
+    if failed:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -16,13 +16,13 @@ from blake3 import blake3
 from snapstore.archive import frames
 from snapstore.archive.frames import FrameEntry, SealedFrame
 from snapstore.archive.names import as_json, to_text
-from snapstore.errors import ArchiveDamaged
+from snapstore.errors import ArchiveDamaged, InvalidInput
 from snapstore.model import FORMAT, Extent, Member
 
 TOC_MAGIC = 0x184D2A55
 _TAG = b"SNAPTOC1"
-MAX_TOC = 2 << 30
-"""Bytes of a table of contents, uncompressed, that are read at most: about 15 million members."""
+MAX_TOC = 1 << 30
+"""Bytes of a table of contents, uncompressed, that are written and read at most: some 7 million members."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -70,6 +70,11 @@ class TocBuilder:
         """The TOC frame and the seek-table frame."""
         lines = [line if isinstance(line, bytes) else _line(line[0], encode_members(line[1])) for line in self._lines]
         self._lines.clear()
+        if sum(map(len, lines)) > MAX_TOC:
+            raise InvalidInput(
+                f"the folder has too many members for one archive: their list is over {MAX_TOC} bytes. Exclude some, or"
+                " take several snapshots of its folders"
+            )
         digest = blake3()
         for line in lines:
             digest.update(line)
@@ -241,4 +246,8 @@ def _check_frames(parsed: Sequence[Frame]) -> None:
     for entry, _ in parsed:
         if entry.offset != end or entry.size <= 0 or entry.raw <= 0:
             raise ArchiveDamaged("the table of contents lists frames that overlap or leave gaps")
+        if entry.raw > frames.MAX_RAW or entry.size > frames.compressed_bound(frames.MAX_RAW):
+            raise ArchiveDamaged(
+                f"the table of contents lists a frame of {entry.raw} bytes, more than {frames.MAX_RAW}"
+            )
         end += entry.size

@@ -18,6 +18,9 @@ T = TypeVar("T")
 class Calls:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
+        self._waiting = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closed = False
 
     async def run(
@@ -32,10 +35,13 @@ class Calls:
             raise StoreClosed("the store is closed")
         task = asyncio.create_task(work)
         self._running.add(task)
+        self._waiting += 1
+        self._idle.clear()
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if task.cancelled() and self._closed:
+            caller = asyncio.current_task()
+            if task.cancelled() and self._closed and not (caller and caller.cancelling()):
                 raise StoreClosed("the store was closed while this call was under way; it was taken back") from None
             await drop([task])
             if undo is not None and not task.cancelled() and task.exception() is None:
@@ -43,6 +49,9 @@ class Calls:
             raise
         finally:
             self._running.discard(task)
+            self._waiting -= 1
+            if self._waiting == 0:
+                self._idle.set()
 
     async def each(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """The items, each awaited as `run` does."""
@@ -57,6 +66,7 @@ class Calls:
         if self._running and grace > 0:
             await asyncio.wait(self._running, timeout=grace)
         await drop(self._running)
+        await self._idle.wait()  # until each caller has taken back what it has to
 
 
 async def _next(items: AsyncGenerator[T, None], end: object) -> T | object:

@@ -9,16 +9,17 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 
-from snapstore.aio import Stopped, uninterrupted
+from snapstore.aio import Stopped
 from snapstore.archive import foreign
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.extract import TreeWriter
 from snapstore.archive.foreign import Decompressed
 from snapstore.archive.frames import FRAME
 from snapstore.archive.names import to_text
-from snapstore.archive.restore import Restoration, RestoreOptions
+from snapstore.archive.restore import RestoreOptions
 from snapstore.archive.select import EVERYTHING, Choice, choose, clean_path
 from snapstore.engine.limits import Limits
+from snapstore.engine.restoring import report, restoring
 from snapstore.errors import ArchiveDamaged, MemberNotFound, PreconditionFailed
 from snapstore.model import Member, MemberType, Progress, ProgressCallback, RestoreReport, Snapshot
 from snapstore.storage.base import ObjectStore
@@ -78,34 +79,23 @@ class ForeignReader:
 
     async def restore(self, options: RestoreOptions, progress: ProgressCallback | None) -> RestoreReport:
         started = time.monotonic()
-        files = self._limits.files
-        restoration = Restoration(options)
-        try:
-            async with self._limits.admit(_MEMORY):
-                await files.run(restoration.open)
-                choice = EVERYTHING if options.all else await self._choose(options)
-                async with self._stream() as raw:
-                    await files.run_stoppable(self._stop, self._unpack, raw, restoration.writer, choice, progress)
-                await files.run(restoration.finish)
-        finally:
-            await uninterrupted(files.run(restoration.close))
-        return RestoreReport(
-            snapshot=self.snapshot,
-            target=restoration.target.path,
-            members=restoration.writer.members,
-            content_size=restoration.writer.content_size,
-            seconds=time.monotonic() - started,
-            skipped=restoration.writer.notes.lines(),
-        )
-
-    async def _choose(self, options: RestoreOptions) -> Choice:
-        """By a pass of its own: what a hard link means, and whether a path is there, is known only at the end."""
         excludes = Excludes(options.exclude)
-        async with self._stream() as raw:
-            kinds = await self._limits.files.run_stoppable(self._stop, _kinds, raw)
-        return await self._limits.compute.run(
-            choose, kinds, self.snapshot.id, paths=options.paths, excludes=excludes, drop=options.drop
-        )
+        files = self._limits.files
+        async with restoring(self._limits, options, _MEMORY) as restoration:
+            choice = EVERYTHING
+            if restoration.target.merges or not options.all:
+                # By a pass of its own: what a hard link means, and whether a path is there, is known only at the end.
+                async with self._stream() as raw:
+                    kinds = await files.run_stoppable(self._stop, _kinds, raw)
+                if not options.all:
+                    choice = await self._limits.compute.run(
+                        choose, kinds, self.snapshot.id, paths=options.paths, excludes=excludes, drop=options.drop
+                    )
+                wanted = ((path, kind) for path, (kind, _) in kinds.items() if path in choice)
+                await files.run(restoration.check_conflicts, wanted)
+            async with self._stream() as raw:
+                await files.run_stoppable(self._stop, self._unpack, raw, restoration.writer, choice, progress)
+        return report(restoration, self.snapshot, started)
 
     def _unpack(self, raw: Decompressed, writer: TreeWriter, choice: Choice, progress: ProgressCallback | None) -> None:
         told = 0
@@ -164,7 +154,7 @@ def _content(raw: Decompressed, path: str, start: int, size: int | None) -> Iter
             raise ValueError(path)
         end = member.header.size if size is None else min(member.header.size, start + size)
         position = 0
-        while piece := member.content.read(min(_PIECE, end - position)):
+        while piece := foreign.read_piece(member.content, min(_PIECE, end - position)):
             if position + len(piece) > start:
                 yield piece[max(0, start - position) :]
             position += len(piece)

@@ -7,25 +7,27 @@ object, and every byte is checked.
 
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
-from functools import partial
 from typing import Any
 
-from snapstore.aio import run_all, uninterrupted
+from snapstore.aio import run_all
 from snapstore.archive import select, toc, unpack
 from snapstore.archive.exclude import Excludes
-from snapstore.archive.frames import FRAME
-from snapstore.archive.restore import Restoration, RestoreOptions
+from snapstore.archive.frames import FRAME, compressed_bound
+from snapstore.archive.restore import RestoreOptions
 from snapstore.archive.select import FramePieces, Selection
 from snapstore.archive.toc import Toc
 from snapstore.archive.unpack import Unpacker
 from snapstore.engine.limits import Limits
+from snapstore.engine.restoring import report, restoring
 from snapstore.errors import ArchiveDamaged, PreconditionFailed
-from snapstore.model import Member, Progress, ProgressCallback, RestoreReport, Snapshot
+from snapstore.model import Member, MemberType, Progress, ProgressCallback, RestoreReport, Snapshot
 from snapstore.storage.base import ObjectStore
 
 _GROUP = 8 << 20
 """Compressed bytes that one request of a restore fetches at least, so that it makes few of them."""
 _GROUPS_IN_FLIGHT = 3
+_TOC_RATIO = 8
+"""How much larger a table of contents is in memory than in the archive."""
 _GAP = 1 << 20
 """Unwanted bytes between wanted frames that are fetched with them rather than asked around."""
 
@@ -43,14 +45,16 @@ class ArchiveReader:
         self._etag: str | None = None
 
     async def members(self) -> AsyncGenerator[Member, None]:
-        contents = await self._contents()
+        async with self._limits.reading:
+            contents = await self._contents()
         for frame in contents.frames:
             for member in await self._limits.compute.run(_members_of, frame):
                 yield member
 
     async def read(self, path: str, start: int, size: int | None) -> AsyncGenerator[bytes, None]:
         """A file's content from ``start``, in pieces of up to 4 MiB."""
-        contents = await self._contents()
+        async with self._limits.reading:
+            contents = await self._contents()
         member, selection = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)
         end = member.size if size is None else min(member.size, start + size)
         if start >= end:
@@ -66,38 +70,23 @@ class ArchiveReader:
 
     async def restore(self, options: RestoreOptions, progress: ProgressCallback | None) -> RestoreReport:
         started = time.monotonic()
-        run = self._limits.files.run
-        contents = await self._contents()
-        selection = await self._limits.compute.run(
-            partial(select.select, contents, self.snapshot.id, paths=options.paths, drop=options.drop),
-            excludes=Excludes(options.exclude),
-        )
-        restoration = Restoration(options)
-        try:
-            async with self._limits.admit(self._memory(selection)):
-                await run(restoration.open)
-                await run(restoration.check_conflicts, _wanted_members(selection))
-                unpacker = Unpacker(restoration.writer, selection)
-                await self._unpack(selection, unpacker, _Meter(selection, progress))
-                await run(restoration.finish)
-        finally:
-            await uninterrupted(run(restoration.close))
-        return RestoreReport(
-            snapshot=self.snapshot,
-            target=restoration.target.path,
-            members=restoration.writer.members,
-            content_size=restoration.writer.content_size,
-            seconds=time.monotonic() - started,
-            skipped=restoration.writer.notes.lines(),
-        )
+        excludes = Excludes(options.exclude)
+        async with restoring(self._limits, options, self._memory()) as restoration:
+            contents = await self._contents()
+            selection = await self._limits.compute.run(
+                select.select, contents, self.snapshot.id, paths=options.paths, excludes=excludes, drop=options.drop
+            )
+            await self._limits.files.run(restoration.check_conflicts, _wanted_members(selection))
+            await self._unpack(selection, Unpacker(restoration.writer, selection), _Meter(selection, progress))
+        return report(restoration, self.snapshot, started)
 
     async def _contents(self) -> Toc:
         place, root = self.snapshot.toc, self.snapshot.root
         assert place is not None
         if root is None:
-            raise ArchiveDamaged(
-                f"the metadata of snapshot {self.snapshot.id} does not say what its contents' digest is"
-            )
+            raise ArchiveDamaged(f"the metadata of snapshot {self.snapshot.id} has no digest of its contents")
+        if place.size > compressed_bound(toc.MAX_TOC) or place.offset + place.size > (self.snapshot.size or 0):
+            raise ArchiveDamaged(f"the metadata of snapshot {self.snapshot.id} gives its contents an impossible place")
         return await self._limits.compute.run(toc.parse, await self._fetch(place.offset, place.size), root)
 
     async def _fetch(self, start: int, size: int) -> bytes:
@@ -111,9 +100,11 @@ class ArchiveReader:
         self._etag = body.etag
         return body.content
 
-    def _memory(self, selection: Selection) -> int:
+    def _memory(self) -> int:
+        """Bytes that may be held at once: groups and frames under way, and the table of contents."""
         under_way = _GROUPS_IN_FLIGHT * (_GROUP + FRAME) + self._limits.threads * FRAME
-        return min(under_way, 2 * selection.content_size + (1 << 20))
+        contents = self.snapshot.toc.size * _TOC_RATIO if self.snapshot.toc else 0
+        return min(under_way, 2 * (self.snapshot.content_size or under_way)) + contents + (1 << 20)
 
     async def _unpack(self, selection: Selection, unpacker: Unpacker, meter: "_Meter") -> None:
         jobs = (self._unpack_group(group, unpacker, meter) for group in _groups(selection.frames))
@@ -170,8 +161,8 @@ def _members_of(frame: toc.Frame) -> Sequence[Member]:
     return frame.members
 
 
-def _wanted_members(selection: Selection) -> Iterator[Member]:
+def _wanted_members(selection: Selection) -> Iterator[tuple[str, MemberType]]:
     for wanted in selection.frames:
         for piece in wanted.pieces():
             if piece.begins:
-                yield piece.member
+                yield piece.member.path, piece.member.type

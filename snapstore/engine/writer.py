@@ -25,7 +25,6 @@ from snapstore.archive.source import Source
 from snapstore.archive.toc import TocBuilder, Trailer
 from snapstore.engine.limits import Limits
 from snapstore.engine.parts import IN_FLIGHT, ArchiveUpload, part_size
-from snapstore.errors import SnapstoreError
 from snapstore.index.catalog import Catalog
 from snapstore.model import FORMAT, OnError, Progress, ProgressCallback, Snapshot, SnapshotReport
 from snapstore.storage.base import ObjectStore
@@ -197,7 +196,7 @@ class SnapshotWriter:
                 await self._store.delete(self._key)
             if self._committing:
                 await self._catalog.remove([keys.id_bytes(self._id)])
-        except SnapstoreError as failure:
+        except Exception as failure:
             # The error that brought us here matters more. An archive without metadata is garbage, which gc removes.
             log.warning("could not remove what is left of snapshot %s: %s", self._id, failure)
 

@@ -9,8 +9,8 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
@@ -50,6 +50,8 @@ class Catalog:
         self._writing = asyncio.Lock()
         self._idle: list[aiosqlite.Connection] = []
         self._readers = asyncio.Semaphore(_READERS)
+        self._removed: set[bytes] | None = None
+        """What is removed while a rebuild runs, which may have read it just before."""
 
     @classmethod
     async def open(cls, path: str, store_url: str, workers: Workers) -> "Catalog":
@@ -93,20 +95,38 @@ class Catalog:
     async def ids(self) -> set[bytes]:
         return {row[0] for row in await self._fetch("SELECT id FROM snapshot")}
 
+    @contextmanager
+    def rebuilding(self) -> Iterator[Callable[[Sequence[tuple[Snapshot, str]]], Awaitable[None]]]:
+        """A `put` for what a rebuild has read, which leaves out what is removed from now on."""
+        removed = self._removed = set()
+
+        async def put(entries: Sequence[tuple[Snapshot, str]]) -> None:
+            await self._put(entries, removed)
+
+        try:
+            yield put
+        finally:
+            self._removed = None
+
     async def put(self, entries: Sequence[tuple[Snapshot, str]]) -> None:
         """Add snapshots with their metadata's ETags, or bring them up to date."""
+        await self._put(entries, frozenset())
+
+    async def _put(self, entries: Sequence[tuple[Snapshot, str]], removed: Collection[bytes]) -> None:
         packed = [rows.pack(snapshot, etag) for snapshot, etag in entries]
         names = {snapshot.id: _label_names(snapshot.labels) for snapshot, _ in entries}
         labels = [(name, UUID(snapshot_id).bytes) for snapshot_id, found in names.items() for name in found]
 
         async def change(connection: aiosqlite.Connection) -> None:
+            # Known only now: this waits for its turn behind whatever removes something.
+            kept = [row for row in packed if row[1] not in removed]
             await connection.executemany(
                 "INSERT OR IGNORE INTO app (name) VALUES (?)", {(snapshot.app,) for snapshot, _ in entries}
             )
             await connection.executemany(
                 "INSERT OR IGNORE INTO label (name) VALUES (?)", {(name,) for name, _ in labels}
             )
-            await connection.executemany(_PUT, packed)
+            await connection.executemany(_PUT, kept)
             await connection.executemany(
                 "DELETE FROM snapshot_label WHERE position = (SELECT position FROM snapshot WHERE id = ?)",
                 [(row[1],) for row in packed],
@@ -122,6 +142,8 @@ class Catalog:
     async def remove(self, snapshot_ids: Iterable[bytes]) -> None:
         """Drop snapshots; those that are not there are no error."""
         ids = [(snapshot_id,) for snapshot_id in snapshot_ids]
+        if self._removed is not None:
+            self._removed.update(snapshot_id for (snapshot_id,) in ids)
 
         async def change(connection: aiosqlite.Connection) -> None:
             await connection.executemany("DELETE FROM snapshot WHERE id = ?", ids)

@@ -35,9 +35,12 @@ def prepare(path: str, store_url: str) -> None:
 
 def unusable(path: str, error: sqlite3.DatabaseError) -> CatalogError:
     """What SQLite says of a file that is damaged, on a full disk, or not ours to write to."""
-    return CatalogError(
-        path, f"the index {path!r} cannot be used ({error}): move it away, and a new one is filled from the store"
-    )
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+        advice = "make room for it and check that it may be written to"
+    else:
+        advice = "move it away, and a new one is filled from the store"
+    return CatalogError(path, f"the index {path!r} cannot be used ({error}): {advice}")
 
 
 def _make(path: str) -> None:

@@ -27,14 +27,15 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
     seen: set[bytes] = set()
     problems: list[str] = []
     count = 0
-    async for page in store.list(METADATA_PREFIX):
-        found: list[tuple[Snapshot, str]] = []
-        await run_all(_reads(store, page, found, problems), at_once=_AT_ONCE)
-        await catalog.put(found)
-        seen |= {UUID(snapshot.id).bytes for snapshot, _ in found}
-        count += len(found)
-        if progress is not None:
-            progress(Progress("rebuild", count, count, 0, 0))
+    with catalog.rebuilding() as put:
+        async for page in store.list(METADATA_PREFIX):
+            found: list[tuple[Snapshot, str]] = []
+            await run_all(_reads(store, page, found, problems), at_once=_AT_ONCE)
+            await put(found)
+            seen |= {UUID(snapshot.id).bytes for snapshot, _ in found}
+            count += len(found)
+            if progress is not None:
+                progress(Progress("rebuild", count, count, 0, 0))
     await catalog.remove(before - seen)
     await catalog.mark_filled()
     for problem in problems:

@@ -50,6 +50,8 @@ def copy_range(source: int, target: int, start: int, place: int, size: int) -> N
             write_all(target, chunk, place)
             start += len(chunk)
             place += len(chunk)
+        if start < end:
+            raise StorageError("a file became shorter while it was copied") from None
 
 
 def make_folder(folder: str, *, top: str = "/") -> None:

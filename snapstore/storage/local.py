@@ -226,9 +226,10 @@ class LocalStore:
         try:
             with os.scandir(self._path_of(folder)) as entries:
                 names = [
-                    entry.name + "/" if entry.is_dir() else entry.name
+                    entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name
                     for entry in entries
-                    if _can_be_key(entry.name) and (entry.is_dir() or entry.is_file(follow_symlinks=False))
+                    if _can_be_key(entry.name)
+                    and (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False))
                 ]
         except (FileNotFoundError, NotADirectoryError):
             return
