@@ -160,6 +160,10 @@ class ArchiveError(SnapstoreError):
 
     key: str | None = None
 
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text} (archive {self.key!r}; other snapshots are not affected)" if self.key else text
+
 
 class ArchiveDamaged(ArchiveError):
     """Bytes of an archive are missing, do not match their digest, or cannot be parsed."""

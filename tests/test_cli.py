@@ -162,6 +162,84 @@ def test_a_target_that_is_not_empty_is_left_alone_until_told_otherwise(shell: Sh
     assert {path.name for path in (shell.home / "copy").iterdir()} == {"index.html"}
 
 
+def test_a_replacement_never_takes_the_working_directory_or_the_store_along(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog")
+    for target in (".", str(shell.home), ".local", "/"):
+        refused = shell("restore", "blog@latest", target, "--replace")
+        assert refused.returncode == 1, target
+        assert "choose another target" in refused.stderr
+    assert shell("list").stdout.count("\n") == 1
+
+
+def test_a_mistyped_store_is_not_made(shell: Shell) -> None:
+    for command in (["list"], ["show", "x"], ["index", "rebuild"], ["delete", "x"]):
+        done = shell(*command, "--url", "mistyped")
+        assert done.returncode == 1
+        assert "snapstore create" in done.stderr
+    assert shell("list", "--url", "file:/mistyped").returncode == 2
+    assert not (shell.home / "mistyped").exists()
+
+
+def test_output_that_cannot_be_written_is_told(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog")
+    with open("/dev/full", "w") as full:
+        for command in (["list"], ["ls", "blog@latest"], ["cat", "blog@latest", "index.html"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "snapstore", *command],
+                env=shell.environment,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+            )
+            assert done.returncode == 1
+            assert done.stderr == "snapstore: cannot write the output: no space left on device\n"
+
+
+def test_deleting_asks_a_person(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog")
+    command = [sys.executable, "-m", "snapstore", "delete", "--app", "blog"]
+    primary, secondary = terminal()
+    for answer, status, left in ((None, 130, 1), (b"n\n", 1, 1), (b"y\n", 0, 0)):
+        process = subprocess.Popen(command, env=shell.environment, stdin=secondary, stdout=secondary, stderr=secondary)
+        shown = b""
+        while b"[y/N]" not in shown:
+            shown += os.read(primary, 1024)
+        if answer is None:
+            process.send_signal(signal.SIGINT)
+        else:
+            os.write(primary, answer)
+        assert process.wait(30) == status
+        assert len(shell("list").stdout.splitlines()) == left
+    os.close(primary)
+    os.close(secondary)
+
+
+def terminal() -> tuple[int, int]:
+    try:
+        return pty.openpty()
+    except OSError as error:
+        pytest.skip(f"no pseudo-terminal can be opened here (devpts is not mounted): {error}")
+
+
+def test_a_process_that_forgets_to_close_its_store_still_ends(shell: Shell) -> None:
+    script = """
+import asyncio, warnings
+from snapstore import SnapStore
+
+warnings.simplefilter("ignore")
+
+async def main():
+    store = await SnapStore.open("forgotten", index="forgotten.db")
+    await store.create("blog", "apps/blog")
+    raise SystemExit(7)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=shell.home, capture_output=True, timeout=30)
+    assert done.returncode == 7, done.stderr
+
+
 def test_what_could_not_be_read_is_told_and_makes_status_3(shell: Shell) -> None:
     # A path that no archive of ours holds stands for what cannot be read: as root, everything can.
     folder = os.open(shell.home / "apps" / "blog", os.O_RDONLY)
@@ -242,10 +320,7 @@ def test_interrupting_a_create_leaves_nothing(shell: Shell, sent: signal.Signals
 
 def test_a_terminal_gets_a_table_and_a_bar(shell: Shell) -> None:
     shell("create", "blog", "apps/blog", "--label", "owner:42")
-    try:
-        primary, secondary = pty.openpty()
-    except OSError as error:
-        pytest.skip(f"no pseudo-terminal can be opened here (devpts is not mounted): {error}")
+    primary, secondary = terminal()
     command = [sys.executable, "-m", "snapstore", "list"]
     environment = shell.environment | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "60"}
     done = subprocess.run(command, env=environment, stdout=secondary, stderr=subprocess.PIPE, timeout=60)

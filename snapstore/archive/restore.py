@@ -20,6 +20,8 @@ class RestoreOptions(NamedTuple):
     existing: Existing
     policy: Policy
     caps: Caps
+    keep: Sequence[str]
+    """Paths that a replacement must not take along."""
 
     @property
     def all(self) -> bool:
@@ -37,7 +39,7 @@ class Restoration:
 
     def open(self) -> None:
         """TargetNotEmpty and the like come out here, before anything is fetched."""
-        target = self._target = Target(self._options.target, self._options.existing)
+        target = self._target = Target(self._options.target, self._options.existing, keep=self._options.keep)
         self._writer = TreeWriter(
             target.root, self._options.policy, merge=target.merges, caps=self._options.caps, target=target.path
         )

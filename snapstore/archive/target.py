@@ -14,6 +14,7 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -37,12 +38,14 @@ _RENAME_EXCHANGE: Final = 2
 class Target:
     """A place for one restore. `root` is the folder to write into; then `publish`; in any case `close`."""
 
-    def __init__(self, path: str, existing: Existing) -> None:
+    def __init__(self, path: str, existing: Existing, *, keep: Sequence[str] = ()) -> None:
+        """``keep`` are paths that must not be replaced along: those of the store and its index."""
         if not path or "\0" in path:
             raise InvalidInput(f"{path!r} cannot be a target: give the path of a folder")
         # Whoever names a link means the folder that it leads to: that one is exchanged, not the link.
         self.path = os.path.realpath(path)
         self._existing = existing
+        self._keep = keep
         self._made_parents: list[str] = []
         self._staging: str | None = None
         self._moved: list[str] = []
@@ -91,11 +94,25 @@ class Target:
             with os.scandir(self.path) as entries:
                 if next(entries, None) is not None:
                     raise TargetNotEmpty(self.path)
-        if self._existing == "replace" and os.path.ismount(self.path):
+        if self._existing == "replace":
+            self._check_replaceable()
+        return True
+
+    def _check_replaceable(self) -> None:
+        for what, path in (
+            ("the working directory", os.getcwd()),
+            *(("snapshots or their index", path) for path in self._keep),
+        ):
+            if os.path.commonpath([self.path, os.path.realpath(path)]) == self.path:
+                raise TargetConflict(
+                    ".",
+                    self.path,
+                    f"{self.path!r} holds {what} and is not replaced: choose another target, or merge into it",
+                )
+        if os.path.ismount(self.path):
             raise TargetConflict(
                 ".", self.path, f"{self.path!r} is a mount point and cannot be replaced as a whole: merge into it"
             )
-        return True
 
     def _make_parents(self, folder: str) -> None:
         missing = []

@@ -7,6 +7,8 @@ def main() -> None:
     """The entry point ``snapstore``."""
     try:
         from snapstore.cli.commands import app
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich", "click"):
             raise

@@ -1,6 +1,7 @@
 """The commands, with `SnapStore`'s own words."""
 
 import re
+import signal
 import stat
 import sys
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from snapstore.archive.names import is_below
 from snapstore.archive.select import clean_path
 from snapstore.cli.output import count, local_time, shown, size
 from snapstore.cli.session import WARNINGS, Session, command
-from snapstore.errors import InvalidInput, MemberNotFound
+from snapstore.errors import InvalidInput, MemberNotFound, SnapshotNotFound
 from snapstore.model import Existing, Member, Snapshot
 
 app = typer.Typer(
@@ -90,8 +91,8 @@ async def create(
     if report.sockets:
         session.out.warn(f"left out {count(report.sockets, 'socket')}, which no archive can hold")
     session.out.say(
-        f"{report.id} of {shown(report.app)}: {count(report.entries, 'member')}, {size(report.content_size)} in"
-        f" {size(report.size)}, {report.seconds:.1f} s, kept in {session.store.url}"
+        f"{report.id} of {shown(report.app)}: {count(report.entries, 'member')}, {size(report.content_size)}"
+        f" packed into {size(report.size)}, {report.seconds:.1f} s, kept in {session.store.url}"
     )
     session.out.document(report)
     return WARNINGS if report.problems else 0
@@ -129,7 +130,7 @@ async def list_(
         session.out.document(snapshot)
     if not session.out.as_json:
         session.out.table(("ID", "APP", "CREATED", "SIZE", "MEMBERS", "LABELS"), [_row(row) for row in page.snapshots])
-        if not page.snapshots and sys.stderr.isatty():
+        if not page.snapshots:
             print("no such snapshots", file=sys.stderr)  # noqa: T201
     if page.cursor is not None:
         print(f"more: --cursor {page.cursor}", file=sys.stderr)  # noqa: T201
@@ -156,13 +157,13 @@ async def show(session: Session, snapshot_id: Id) -> None:
             continue
         match field:
             case "created_at":
-                value = f"{local_time(value)} ({value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ})"
+                value = f"{local_time(value)} local time, {value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
             case "size" | "content_size" | "reused":
                 value = f"{size(value)} ({value} bytes)" if value else "0 B"
             case "labels":
                 value = " ".join(value)
             case "toc":
-                value = f"{size(value.size)} at {value.offset}"
+                value = f"{size(value.size)} from byte {value.offset}"
         session.out.say(f"{field.replace('_', ' '):13} {shown(str(value))}")
 
 
@@ -257,7 +258,9 @@ async def restore(
 async def link(
     session: Session,
     snapshot_id: Id,
-    expires: Annotated[str, typer.Option(metavar="TIME", help="How long it holds: 30m, 12h, 7d.")] = "1h",
+    expires: Annotated[
+        str, typer.Option(metavar="TIME", help="How long it holds, where the store can limit that: 30m, 12h, 7d.")
+    ] = "1h",
 ) -> None:
     """Print a download link to a snapshot's archive, a plain .tar.zst."""
     duration = _duration(expires)
@@ -279,7 +282,7 @@ async def delete(
 ) -> None:
     """Delete snapshots, one by one or all of an application."""
     if bool(snapshot_ids) == (of_app is not None):
-        raise InvalidInput("say what to delete: one or more IDs, or --app APP for all of an application's")
+        raise InvalidInput("say what to delete: either one or more IDs, or --app APP for all of an application's")
     if of_app is not None:
         if not yes:
             _confirm(f"Delete all snapshots of {shown(of_app)}?")
@@ -291,13 +294,20 @@ async def delete(
         session.out.say(f"deleted {snapshot.id} of {shown(snapshot.app)}")
         session.out.document(snapshot)
     if not deleted:
-        session.out.say(f"{shown(of_app or '')} has no snapshots")
+        raise SnapshotNotFound(of_app or "", f"app {of_app!r} has no snapshots: `snapstore list` shows what there is")
 
 
 def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
         raise InvalidInput("nobody is there to be asked: add --yes to delete them all")
-    if not typer.confirm(question, err=True):
+    # asyncio's own handler would wait for the event loop, which waits for the answer.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # noqa: T201
+        answer = sys.stdin.readline()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if answer.strip().lower() not in ("y", "yes"):
         raise typer.Exit(1)
 
 

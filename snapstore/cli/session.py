@@ -15,7 +15,7 @@ import typer
 
 from snapstore.cli.output import Output
 from snapstore.engine.store import SnapStore
-from snapstore.errors import InvalidInput, SnapstoreError
+from snapstore.errors import InvalidInput, SnapstoreError, reason_of
 from snapstore.places import default_store
 
 FAILED, WRONG_USAGE, WARNINGS = 1, 2, 3
@@ -37,14 +37,19 @@ _IndexLabel = Annotated[
         "--index-label",
         envvar="SNAPSTORE_INDEX_LABEL",
         metavar="KEY",
-        help="The label whose value stands in the archives' keys.",
+        help="The key of the label whose value new archives have in their names, such as owner.",
     ),
 ]
 _Apps = Annotated[
     str | None,
-    typer.Option("--apps", envvar="SNAPSTORE_APPS", metavar="FOLDER", help="The folder in which the apps live."),
+    typer.Option(
+        "--apps",
+        envvar="SNAPSTORE_APPS",
+        metavar="FOLDER",
+        help="The folder in which the apps live: then FOLDER and TARGET may be left out.",
+    ),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON (listings: a line each).")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, a line for each result.")]
 
 _COMMON = [
     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -81,8 +86,12 @@ def command(app: typer.Typer, name: str) -> Callable[[Command], Command]:
             out = Output(as_json=rest.pop("as_json"))
 
             async def work() -> int:
-                location = url or default_store()
-                async with SnapStore.open(location, index=index, apps=apps, index_label=index_label) as store:
+                location = default_store() if url is None else url
+                # A mistyped URL must not become an empty store, but for the command that is meant to make one.
+                create = url is None or name == "create"
+                async with SnapStore.open(
+                    location, index=index, apps=apps, index_label=index_label, create=create
+                ) as store:
                     return await function(Session(store, out), **rest) or 0
 
             _finish(lambda: _run(work), out)
@@ -122,7 +131,8 @@ def _run(work: Callable[[], Awaitable[int]]) -> int:
 def _finish(work: Callable[[], int], out: Output) -> NoReturn:
     try:
         status = work()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except InvalidInput as error:
         out.fail(str(error))
         status = WRONG_USAGE
@@ -130,10 +140,14 @@ def _finish(work: Callable[[], int], out: Output) -> NoReturn:
         out.fail(str(error))
         status = FAILED
     except KeyboardInterrupt:
-        out.fail("interrupted; nothing half-made was left")
+        out.fail("interrupted: what was begun is taken back (but for files that a merge has replaced already)")
         status = _INTERRUPTED
     except BrokenPipeError:
         # Whoever read us has enough. Python flushes once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = _BROKEN_PIPE
+    except OSError as error:
+        out.fail(f"cannot write the output: {reason_of(error)}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = FAILED
     raise typer.Exit(status)

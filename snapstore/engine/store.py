@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -46,7 +46,7 @@ from snapstore.model import (
 )
 from snapstore.places import default_index
 from snapstore.storage.base import ObjectStore
-from snapstore.storage.urls import open_store
+from snapstore.storage.urls import local_path, open_store
 
 _PAGE = 200
 _MAX_PAGE = 10_000
@@ -64,13 +64,21 @@ class SnapStore:
     """
 
     def __init__(
-        self, url: str, *, index: str | None, limits: Limits | None, apps: str | None, index_label: str | None
+        self,
+        url: str,
+        *,
+        index: str | None,
+        limits: Limits | None,
+        apps: str | None,
+        index_label: str | None,
+        create: bool,
     ) -> None:
         self._url = url
         self._index = index
         self._limits = limits or Limits()
         self._apps = os.path.abspath(apps) if apps else None
         self._index_label = index_label
+        self._create = create
         self._opened: tuple[ObjectStore, Catalog] | None = None
         self._calls = Calls()
         self._closing = asyncio.Lock()
@@ -84,13 +92,14 @@ class SnapStore:
         limits: Limits | None = None,
         apps: str | os.PathLike[str] | None = None,
         index_label: str | None = None,
+        create: bool = True,
     ) -> Self:
         """The store at ``url``: a folder's path, or ``file:///…``.
 
         ``index`` is the file of the local label index (default: one a store, below the user's data home). A new one is
         filled from the store when it is opened. ``limits`` may be shared with other stores. ``apps`` is the folder in
         which the applications live, for calls that name no folder. ``index_label`` is the key of the label whose value
-        stands in the archives' keys.
+        stands in the archives' keys. With ``create=False``, NotAStore where there is no store yet.
 
         Entering (or awaiting) it raises InvalidInput, NotAStore, and CatalogError and its kinds.
         """
@@ -100,6 +109,7 @@ class SnapStore:
             limits=limits,
             apps=os.fspath(apps) if apps is not None else None,
             index_label=index_label,
+            create=create,
         )
 
     async def __aenter__(self) -> Self:
@@ -107,7 +117,7 @@ class SnapStore:
             raise InvalidInput("the store is open already")
         self._limits.attach()
         try:
-            store = await open_store(self._url)
+            store = await open_store(self._url, create=self._create)
             try:
                 catalog = await self._open_catalog(store)
             except BaseException:
@@ -207,11 +217,18 @@ class SnapStore:
 
     async def get(self, snapshot_id: str) -> Snapshot:
         """The snapshot with this id, prefix of an id, or ``APP@latest``. SnapshotNotFound, AmbiguousId."""
+        if not isinstance(snapshot_id, str):
+            raise InvalidInput(f"{snapshot_id!r} is no snapshot's id: give a string, such as snapshot.id")
         app, at, name = snapshot_id.rpartition("@")
         if at and name == "latest":
             return await self.latest(app)
         found = await self._calls.run(self._catalog.find(snapshot_id))
         if found is None:
+            if (await self.page(apps=[snapshot_id], limit=1)).snapshots:
+                raise SnapshotNotFound(
+                    snapshot_id,
+                    f"no snapshot {snapshot_id!r}, but an app of that name: its newest is {snapshot_id}@latest",
+                )
             raise SnapshotNotFound(snapshot_id)
         return found
 
@@ -265,6 +282,8 @@ class SnapStore:
         """One page of what `list` gives, with the cursor of the next, which stays right while snapshots come and go."""
         if not 1 <= limit <= _MAX_PAGE:
             raise InvalidInput(f"limit is 1 to {_MAX_PAGE}, not {limit}")
+        if since is not None and until is not None and since > until:
+            raise InvalidInput("`since` is later than `until`: exchange them")
         query = Query(tuple(_strings(apps, "apps")), tuple(_strings(labels, "labels")), since, until)
         return await self._calls.run(self._catalog.page(query, limit, cursor))
 
@@ -334,6 +353,7 @@ class SnapStore:
             existing=existing,
             policy=Policy(owner=os.geteuid() == 0 if owner is None else owner, trusted=trusted),
             caps=caps or Caps(),
+            keep=(self._catalog.path, *(path for path in [local_path(self._store.url)] if path)),
         )
         async with self._reading(snapshot) as reader:
             return await self._calls.run(reader.restore(options, progress))
@@ -411,7 +431,8 @@ class SnapStore:
     def _app_folder(self, app: str) -> str:
         if self._apps is None:
             raise InvalidInput(
-                "no folder was given: give one, or say in which the applications live (apps=, --apps, SNAPSTORE_APPS)"
+                f"the folder of {app!r} is not known: give a folder, or say in which one the applications live"
+                " (apps=, --apps, SNAPSTORE_APPS)"
             )
         keys.check_app(app)
         if "/" in app:
@@ -436,4 +457,7 @@ def _strings(values: Iterable[str], what: str) -> Collection[str]:
     """A string is a collection of strings to Python, and never what is meant here."""
     if isinstance(values, str):
         raise InvalidInput(f"{what} takes several strings: write [{values!r}]")
-    return tuple(values)
+    found = () if isinstance(values, Mapping) else tuple(values)
+    if isinstance(values, Mapping) or not all(isinstance(value, str) for value in found):
+        raise InvalidInput(f"{what} takes strings, such as 'owner:42', not {values!r}")
+    return found

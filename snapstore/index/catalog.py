@@ -183,7 +183,11 @@ class Catalog:
         self._writer = await self._connect()
 
     async def _connect(self) -> aiosqlite.Connection:
-        connection = await aiosqlite.connect(self.path, isolation_level=None, timeout=_BUSY_MS / 1000)
+        connecting = aiosqlite.connect(self.path, isolation_level=None, timeout=_BUSY_MS / 1000)
+        # A process that ends without closing its store must end all the same; SQLite needs no farewell.
+        if (thread := getattr(connecting, "_thread", None)) is not None:
+            thread.daemon = True
+        connection = await connecting
         try:
             await connection.execute("PRAGMA foreign_keys = ON")
             await connection.execute("PRAGMA synchronous = NORMAL")

@@ -11,7 +11,7 @@ _APPLICATION_ID = 0x534E4150  # "SNAP", as the first migration sets it: no other
 _MAGIC = b"SQLite format 3\0"
 _PATIENCE = 60.0
 """Seconds to wait for another process that opens the same file."""
-_OTHER_FILE = "give another file (index=, --index, SNAPSTORE_INDEX)"
+_OTHER_FILE = "move it away, or give another file (index=, --index, SNAPSTORE_INDEX)"
 
 
 def prepare(path: str, store_url: str) -> None:

@@ -49,7 +49,7 @@ def _found(connection: sqlite3.Connection, path: str) -> int:
         raise CatalogTooNew(
             path,
             f"the index {path!r} has schema {found}, and this snapstore knows up to {version()}: upgrade snapstore, or"
-            " give another file (index=, --index, SNAPSTORE_INDEX), which is filled from the store",
+            " move it away, or give another (index=, --index, SNAPSTORE_INDEX): it is filled from the store",
         )
     return found
 

@@ -37,8 +37,8 @@ _decoder = msgspec.msgpack.Decoder(_Detail)
 
 def microseconds(moment: datetime) -> int:
     """Since 1970, exactly. InvalidInput for a time without a time zone."""
-    if moment.tzinfo is None:
-        raise InvalidInput(f"{moment.isoformat()} has no time zone: give one, as in datetime.now(timezone.utc)")
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise InvalidInput(f"{moment!r} is no datetime with a time zone: give one, as in datetime.now(timezone.utc)")
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 

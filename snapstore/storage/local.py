@@ -53,13 +53,17 @@ class LocalStore:
     def url(self) -> str:
         return Path(self._root).as_uri()
 
-    async def open(self) -> None:
-        """Make the folder if it is missing. NotAStore where it holds something else."""
-        await self._run(self._open)
+    async def open(self, *, create: bool = True) -> None:
+        """Make the folder if it is missing and ``create``. NotAStore where it is, or holds something else."""
+        await self._run(self._open, create)
 
-    def _open(self) -> None:
+    def _open(self, create: bool) -> None:
         if not os.path.isdir(os.path.join(self._root, _OURS)):
             self._check_adoptable()
+            if not create and not os.path.isdir(os.path.join(self._root, "_metadata")):
+                raise NotAStore(
+                    f"there is no store at {self._root!r} yet: check its name; the first `snapstore create` makes it"
+                )
         for folder in (self._tmp, self._uploads_folder):
             files.make_folder(folder)
         self._remove_stale()
@@ -346,7 +350,12 @@ class LocalStore:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFull(f"no space left for {self._root!r}: free some, then try again", key) from error
-            raise StorageError(f"{self._root!r}: {error.strerror or error}", key) from error
+            reason = (error.strerror or str(error)).lower()
+            raise StorageError(
+                f"the store {self._root!r} cannot be used ({reason}): check its permissions, or give another one"
+                " (--url, SNAPSTORE_URL)",
+                key,
+            ) from error
 
 
 def _can_be_key(name: str) -> bool:

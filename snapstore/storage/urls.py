@@ -1,6 +1,7 @@
 """From what a user writes (a URL or a folder's path) to an open store."""
 
 import os
+import re
 from urllib.parse import unquote, urlsplit
 
 from snapstore.errors import InvalidInput
@@ -8,11 +9,14 @@ from snapstore.storage.base import ObjectStore
 from snapstore.storage.local import LocalStore
 
 
-async def open_store(url: str) -> ObjectStore:
-    """``file:///…`` or a path: a folder. InvalidInput for anything else; NotAStore for a folder of somebody else's."""
+async def open_store(url: str, *, create: bool = True) -> ObjectStore:
+    """``file:///…`` or a path: a folder, made where it is missing if ``create``.
+
+    InvalidInput for anything else; NotAStore for a folder of somebody else's.
+    """
     store = LocalStore(folder_of(url))
     try:
-        await store.open()
+        await store.open(create=create)
     except BaseException:
         await store.aclose()
         raise
@@ -24,6 +28,8 @@ def folder_of(url: str) -> str:
     if not url or "\0" in url:
         raise InvalidInput(f"{url!r} is no store: give a folder, or file:///its/path")
     parts = urlsplit(url)
+    if re.match(r"[a-z][a-z0-9+.-]*:/(?!/)", url):
+        raise InvalidInput(f"{url!r} looks like a URL that lacks a slash: write file:///its/path, or a folder")
     if "://" not in url:
         return os.path.abspath(os.path.expanduser(url))
     if parts.scheme != "file":
@@ -31,3 +37,8 @@ def folder_of(url: str) -> str:
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise InvalidInput(f"{url!r} names no folder of this machine: write file:/// and its whole path")
     return unquote(parts.path)
+
+
+def local_path(url: str) -> str | None:
+    """The folder of a store on this machine; None for others."""
+    return folder_of(url) if url.startswith("file:") else None
