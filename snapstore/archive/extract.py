@@ -19,7 +19,7 @@ from typing import NamedTuple
 from snapstore.archive import attributes
 from snapstore.archive.attributes import Notes, Policy
 from snapstore.archive.folders import Folders
-from snapstore.archive.names import MAX_PATH, TEMPORARY, depth, last_of, parent_of, to_text
+from snapstore.archive.names import MAX_PATH, TEMPORARY, depth, last_of, parent_of, to_bytes, to_text
 from snapstore.archive.tar import Header
 from snapstore.errors import SnapstoreError, TargetConflict, TargetUnwritable, UnsafeMember, reason_of
 from snapstore.model import Caps, MemberType
@@ -283,6 +283,7 @@ def find_conflict(root: int, members: Iterable[tuple[str, MemberType]], target: 
         for path, kind in members:
             if path == ".":
                 continue
+            check_path(to_bytes(path))
             try:
                 folder = folders.descriptor(parent_of(path))
                 status = os.stat(last_of(path), dir_fd=folder, follow_symlinks=False)

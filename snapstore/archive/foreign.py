@@ -7,6 +7,7 @@ Made by ``tar --zstd``, by bsdtar, by the older system: no table of contents, an
 import io
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, NamedTuple, Self, cast
 
 import zstandard
@@ -26,13 +27,8 @@ _END = b"snapstore: ended"
 _END_FRAME = zstandard.ZstdCompressor().compress(_END)
 _MAX_GLOBAL = 1000
 """Global pax records of one archive; git writes one."""
-_HEADERS_WITH_CONTENT = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
+_MAX_HEADERS = 8 << 20
+"""Bytes of one member's headers: names and attributes are far smaller, and a sparse file's map has 170,000 extents."""
 _TEXT_ACL = "SCHILY.acl."
 
 
@@ -94,6 +90,48 @@ class _Ended:
         return _END_FRAME
 
 
+class _Forward:
+    """The stream as `tarfile` wants it: read on, and with a bound on what the headers of one member may take.
+
+    `tarfile` reads names, attributes and the maps of sparse files into memory, however much of them there is.
+    """
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self._position = 0
+        self._headers_left: int | None = None
+
+    @contextmanager
+    def headers(self) -> Iterator[None]:
+        """What is read within are the headers of one member; those that belong to another are part of them."""
+        if self._headers_left is not None:
+            yield
+            return
+        self._headers_left = _MAX_HEADERS
+        try:
+            yield
+        finally:
+            self._headers_left = None
+
+    def read(self, size: int) -> bytes:
+        if self._headers_left is not None:
+            self._headers_left -= size
+            if self._headers_left < 0:
+                raise tarfile.ReadError(f"a member with headers of more than {_MAX_HEADERS} bytes")
+        found = self._stream.read(size)
+        self._position += len(found)
+        return found
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> None:
+        if position < self._position:
+            raise tarfile.ReadError("a member that lies before the one before it")
+        while self._position < position and (skipped := self._stream.read(min(_CHUNK, position - self._position))):
+            self._position += len(skipped)
+
+
 class _StrictInfo(tarfile.TarInfo):
     """`tarfile` takes a header that it cannot read, or a missing one, for the archive's end unless it is the first.
 
@@ -103,29 +141,20 @@ class _StrictInfo(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
-            return super().fromtarfile(archive)
+            with cast(_Forward, archive.fileobj).headers():
+                return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
 
-    def _proc_member(self, archive: tarfile.TarFile) -> Self:
-        # tarfile reads the content of such a header into memory, however much that is.
-        if self.type in _HEADERS_WITH_CONTENT and self.size > tar.MAX_PAX:
-            raise tarfile.ReadError(f"a header of {self.size} bytes")
-        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
-
 
 def read_members(stream: Decompressed) -> Iterator[ForeignMember]:
     """All members in order; the stream is read to its end. ArchiveDamaged for what cannot be parsed."""
     try:
-        with tarfile.open(
-            fileobj=io.BufferedReader(stream, _CHUNK),
-            mode="r|",
-            tarinfo=_StrictInfo,
-            bufsize=_CHUNK,
-            encoding="utf-8",
-            errors="surrogateescape",
+        forward = cast(IO[bytes], _Forward(io.BufferedReader(stream, _CHUNK)))
+        with tarfile.TarFile(
+            fileobj=forward, tarinfo=_StrictInfo, encoding="utf-8", errors="surrogateescape"
         ) as archive:
             for info in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member that it has seen
