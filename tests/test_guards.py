@@ -141,11 +141,11 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 class Part(NamedTuple):
-    """A frame: what it holds, the members that are listed in it, and what its line says otherwise."""
+    """A frame: what it holds, the members that are listed in it, and what its line says otherwise (None: no line)."""
 
     raw: bytes
     members: Sequence[Member] = ()
-    told: dict[str, Any] = {}  # noqa: RUF012
+    told: dict[str, Any] | None = {}  # noqa: RUF012
 
 
 END = Part(tar.END)
@@ -182,7 +182,8 @@ async def forge(store: SnapStore, base: Path, *parts: Part) -> str:
     for raw, members, told in parts:
         compressed = frames.compress(raw)
         line = {"offset": len(archive), "size": len(compressed), "raw": len(raw), "digest": blake3(raw).hexdigest()}
-        lines.append(line | told | {"members": json.loads(toc.encode_members(members))})
+        if told is not None:
+            lines.append(line | told | {"members": json.loads(toc.encode_members(members))})
         archive += compressed
     document = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
     contents = frames.skippable(toc.TOC_MAGIC, b"SNAPTOC1" + frames.compress(document))
@@ -288,20 +289,22 @@ async def test_a_hard_link_that_is_listed_with_another_target_is_damage(store: S
 
 
 def do_not_add_up() -> Iterator[Any]:
-    one, two = Part(as_tar(a_file("a")), [a_file("a")]), Part(as_tar(a_file("b")), [a_file("b")])
+    one = Part(as_tar(a_file("a")), [a_file("a")])
+    both = as_tar(a_file("a")) + as_tar(a_file("b"))
+    first, second = Part(both, [a_file("a")]), Part(both, [a_file("b", offset=len(both) // 2)])
     large = a_file("a", bytes(frames.FRAME))
     padded = as_tar(large, bytes(frames.FRAME)) + bytes(frames.MAX_RAW - frames.FRAME)
-    both = as_tar(a_file("a")) * 2
-    twice = [a_file("a"), a_file("a", offset=len(both) // 2)]
-    yield pytest.param([one, two._replace(told={"offset": 0}), END], id="overlap")
-    yield pytest.param([one, two._replace(told={"offset": 2 * len(one.raw)}), END], id="gap")
+    twice = [a_file("a"), a_file("a", offset=len(one.raw))]
+    yield pytest.param([first, second._replace(told={"offset": 0})], id="overlap")
+    yield pytest.param([first, first._replace(told=None), second, END], id="gap")
+    yield pytest.param([first._replace(told=None), second, END], id="gap at the beginning")
     yield pytest.param([one._replace(told={"offset": -1}), END], id="negative offset")
     yield pytest.param([one._replace(told={"size": 0}), END], id="no size")
     yield pytest.param([one._replace(told={"raw": -1}), END], id="negative raw")
     yield pytest.param([Part(padded, [large]), END], id="too large")
     yield pytest.param([one._replace(told={"raw": 1 << 40}), END], id="far too large")
     yield pytest.param([one, one, END], id="a member twice, in two frames")
-    yield pytest.param([Part(both, twice), END], id="a member twice, in one frame")
+    yield pytest.param([Part(one.raw * 2, twice), END], id="a member twice, in one frame")
 
 
 @pytest.mark.parametrize("parts", list(do_not_add_up()))
@@ -773,6 +776,19 @@ async def test_a_hostile_archive_is_restored_or_refused_and_nothing_else(
     assert not refused or existing == "merge" or not os.listdir(around / "out")
 
 
+@pytest.mark.parametrize("owner", [True, False])
+@pytest.mark.parametrize(
+    "fields", [{"uid": 2**32 - 1}, {"gid": 2**32 - 1}, {"uid": 2**40}], ids=["uid", "gid", "too large"]
+)
+async def test_an_owner_that_cannot_be_one_is_refused(
+    store: SnapStore, tmp_path: Path, fields: dict[str, int], owner: bool
+) -> None:
+    made = await put_foreign(store, tmp_path, zstandard.compress(a_member(**fields) + bytes(1024)))
+    with pytest.raises(UnsafeMember, match="owner"):
+        await store.restore(made, tmp_path / "out", owner=owner)
+    assert not (tmp_path / "out").exists()
+
+
 def compressed(*pieces: tuple[bytes, int]) -> bytes:
     """Pieces, each so many times, as one zstd frame, which is never in memory as a whole."""
     compressor = zstandard.ZstdCompressor(level=1).compressobj()
@@ -807,6 +823,10 @@ BOMBS: dict[str, Sequence[tuple[bytes, int]]] = {
     "long name of zeros": [(claiming(tarfile.GNUTYPE_LONGNAME, 1 << 30), 1), (bytes(1 << 20), 1 << 10)],
     "pax records": [(claiming(b"x", 1 << 30), 1), (_NAMES, 1 << 10), (a_member(), 1)],
     "global headers": [(extended(b"g", a_record(b"comment", b"c")), 100_000), (a_member(), 1)],
+    "global records": [
+        (extended(b"g", b"".join(a_record(b"%d" % n, b"") for n in range(1, 2000))), 1),
+        (a_member(), 1),
+    ],
     "long names in a row": [(extended(tarfile.GNUTYPE_LONGNAME, b"n" * 500 + b"\0"), 100_000), (a_member(), 1)],
     "sparse map in headers": [(old_sparse(), 1), ((b"%011o\0" % 1 * 42).ljust(504, b"\0") + b"\1" + bytes(7), 500_000)],
     "sparse map in the content": [

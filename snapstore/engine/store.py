@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -16,6 +16,7 @@ from snapstore.archive.attributes import Policy
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import LEVEL
 from snapstore.archive.restore import RestoreOptions
+from snapstore.engine.arguments import app_folder, strings
 from snapstore.engine.calls import Calls
 from snapstore.engine.foreign import ForeignReader
 from snapstore.engine.limits import Limits
@@ -204,9 +205,9 @@ class SnapStore:
             raise InvalidInput(f"level is 1 to 19, not {level}")
         request = Request(
             app=keys.check_app(app),
-            folder=os.fspath(folder) if folder is not None else self._app_folder(app),
-            labels=tuple(dict.fromkeys(keys.check_label(label) for label in _strings(labels, "labels"))),
-            exclude=tuple(_strings(exclude, "exclude")),
+            folder=os.fspath(folder) if folder is not None else app_folder(self._apps, app),
+            labels=tuple(dict.fromkeys(keys.check_label(label) for label in strings(labels, "labels"))),
+            exclude=tuple(strings(exclude, "exclude")),
             on_error=on_error,
             level=level,
             progress=progress,
@@ -284,7 +285,7 @@ class SnapStore:
             raise InvalidInput(f"limit is 1 to {_MAX_PAGE}, not {limit}")
         if since is not None and until is not None and since > until:
             raise InvalidInput("`since` is later than `until`: exchange them")
-        query = Query(tuple(_strings(apps, "apps")), tuple(_strings(labels, "labels")), since, until)
+        query = Query(tuple(strings(apps, "apps")), tuple(strings(labels, "labels")), since, until)
         return await self._calls.run(self._catalog.page(query, limit, cursor))
 
     async def members(self, snapshot_id: str) -> AsyncIterator[Member]:
@@ -346,10 +347,10 @@ class SnapStore:
             raise InvalidInput("give a target or an app to restore into, not both")
         snapshot = await self.get(snapshot_id)
         options = RestoreOptions(
-            target=os.fspath(target) if target is not None else self._app_folder(app or snapshot.app),
-            paths=tuple(_strings(paths, "paths")),
-            exclude=tuple(_strings(exclude, "exclude")),
-            drop=tuple(_strings(drop, "drop")),
+            target=os.fspath(target) if target is not None else app_folder(self._apps, app or snapshot.app),
+            paths=tuple(strings(paths, "paths")),
+            exclude=tuple(strings(exclude, "exclude")),
+            drop=tuple(strings(drop, "drop")),
             existing=existing,
             policy=Policy(owner=os.geteuid() == 0 if owner is None else owner, trusted=trusted),
             caps=caps or Caps(),
@@ -428,17 +429,6 @@ class SnapStore:
         await self._drop_if_gone(snapshot)
         raise SnapshotNotFound(snapshot.id, f"the archive of snapshot {snapshot.id} is not in the store")
 
-    def _app_folder(self, app: str) -> str:
-        if self._apps is None:
-            raise InvalidInput(
-                f"the folder of {app!r} is not known: give a folder, or say in which one the applications live"
-                " (apps=, --apps, SNAPSTORE_APPS)"
-            )
-        keys.check_app(app)
-        if "/" in app:
-            raise InvalidInput(f"{app!r} is no name of a folder in {self._apps!r}: give a folder")
-        return os.path.join(self._apps, app)
-
     @property
     def _store(self) -> ObjectStore:
         return self._open()[0]
@@ -451,13 +441,3 @@ class SnapStore:
         if self._opened is None:
             raise StoreClosed("the store is not open: use `async with SnapStore.open(…) as store`")
         return self._opened
-
-
-def _strings(values: Iterable[str], what: str) -> Collection[str]:
-    """A string is a collection of strings to Python, and never what is meant here."""
-    if isinstance(values, str):
-        raise InvalidInput(f"{what} takes several strings: write [{values!r}]")
-    found = () if isinstance(values, Mapping) else tuple(values)
-    if isinstance(values, Mapping) or not all(isinstance(value, str) for value in found):
-        raise InvalidInput(f"{what} takes strings, such as 'owner:42', not {values!r}")
-    return found
