@@ -68,6 +68,9 @@ def test_the_main_job_with_nothing_set(shell: Shell) -> None:
     assert line.split("\t")[1:2] == ["blog"]
     assert shell("list", "--label", "owner:43").stdout == ""
 
+    assert shell("latest", "blog").stdout.strip() == line.split("\t")[0]
+    assert shell("latest", "blog", "--label", "owner:43").returncode == 1
+
     listed = shell("ls", "blog@latest").stdout.splitlines()
     assert [row.split(maxsplit=5)[5] for row in listed] == [".", "index.html", "static", "static/a\\nb.css"]
     assert shell("cat", "blog@latest", "index.html").stdout == "<h1>hello</h1>\n"
@@ -318,7 +321,7 @@ def test_interrupting_a_create_leaves_nothing(shell: Shell, sent: signal.Signals
     assert shell("list").stdout == ""
 
 
-def test_a_terminal_gets_a_table_and_a_bar(shell: Shell) -> None:
+def test_a_terminal_gets_a_table(shell: Shell) -> None:
     shell("create", "blog", "apps/blog", "--label", "owner:42")
     primary, secondary = terminal()
     command = [sys.executable, "-m", "snapstore", "list"]
@@ -330,6 +333,21 @@ def test_a_terminal_gets_a_table_and_a_bar(shell: Shell) -> None:
     assert done.returncode == 0, done.stderr
     assert "ID" in shown
     assert "owner:42" in shown
+
+
+def test_a_terminal_gets_a_bar(shell: Shell) -> None:
+    primary, secondary = terminal()
+    command = [sys.executable, "-m", "snapstore", "create", "blog", "apps/blog"]
+    environment = shell.environment | {"TERM": "xterm"}
+    done = subprocess.run(
+        command, cwd=shell.home, env=environment, stdout=subprocess.PIPE, stderr=secondary, timeout=60
+    )
+    os.close(secondary)
+    shown = os.read(primary, 65536).decode()
+    os.close(primary)
+    assert done.returncode == 0
+    assert "Packing 4" in shown
+    assert "packed into" in done.stdout.decode()
 
 
 def test_without_its_extra_the_command_line_says_what_to_install(shell: Shell) -> None:

@@ -147,6 +147,18 @@ def _row(snapshot: Snapshot) -> tuple[str, ...]:
     )
 
 
+@command(app, "latest")
+async def latest(
+    session: Session,
+    app_name: Annotated[str, typer.Argument(metavar="APP", help="The application's name.")],
+    label: Labels = [],  # noqa: B006
+) -> None:
+    """Print the id of an application's newest snapshot."""
+    snapshot = await session.store.latest(app_name, labels=label)
+    session.out.say(snapshot.id)
+    session.out.document(snapshot)
+
+
 @command(app, "show")
 async def show(session: Session, snapshot_id: Id) -> None:
     """Show all that is known of a snapshot."""

@@ -67,20 +67,21 @@ class Output:
             yield None
             return
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-        bar = Bar(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[amount]}"))
+        bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
         with bar:
-            task = bar.add_task("Scanning", total=None)
+            task = bar.add_task("Scanning", total=None, amount="")
 
             def show(progress: Progress) -> None:
                 counted = f"{_PHASES[progress.phase]} {progress.members:,}"
                 if progress.total_members > progress.members:
                     counted += f" of {progress.total_members:,}"
                 total = progress.total_bytes or None
-                bar.update(task, description=counted, completed=progress.bytes, total=total)
+                amount = size(progress.bytes) + (f" of {size(total)}" if total else "") if progress.bytes else ""
+                bar.update(task, description=counted, completed=progress.bytes, total=total, amount=amount)
 
             yield show
 
