@@ -4,6 +4,7 @@ Each guard here stands alone: what it keeps out would pass all the others.
 """
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -40,6 +41,7 @@ from snapstore import (
 from snapstore.archive import frames, tar, target, toc
 from snapstore.archive.target import Target
 from snapstore.engine import store as engine_store
+from snapstore.errors import TargetUnwritable
 from snapstore.storage.base import Body
 from snapstore.storage.urls import open_store
 
@@ -453,6 +455,22 @@ async def test_a_replaced_tree_goes_only_when_the_new_one_is_on_the_disk_and_in_
     await house.store.restore(made.id, house.target, existing="replace")
     assert steps == [("_sync_file_system", True), ("_rename", True), ("remove_tree", False)]
     assert tree(house.target) == tree(house.app)
+
+
+async def test_an_exchange_that_cannot_be_made_sure_of_is_taken_back(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await house.create()
+    lay_out(house.target, "replace")
+
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(target.os, "fsync", failing)
+    with pytest.raises(TargetUnwritable, match="input/output"):
+        await house.store.restore(made.id, house.target, existing="replace")
+    monkeypatch.undo()
+    check_as_before(house.target, "replace")
 
 
 def lay_out(target: Path, kind: str) -> None:

@@ -14,8 +14,8 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from snapstore.archive.attributes import drop_default_acl
@@ -79,7 +79,8 @@ class Target:
         os.mkdir(staging, 0o700)
         self._staging = staging
         self.root = os.open(staging, FOLDER_FLAGS)
-        fcntl.flock(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB)  # while it is held, nobody takes it for a dead one's
+        with suppress(OSError):  # a file system without locks: then nothing is ever removed as stale there
+            fcntl.flock(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held, nobody takes it for what a dead one left
         drop_default_acl(self.root)
 
     def _look(self) -> bool:
@@ -99,10 +100,10 @@ class Target:
         return True
 
     def _check_replaceable(self) -> None:
-        for what, path in (
-            ("the working directory", os.getcwd()),
-            *(("snapshots or their index", path) for path in self._keep),
-        ):
+        kept = [("snapshots or their index", path) for path in self._keep]
+        with suppress(FileNotFoundError):  # the working directory was removed
+            kept.append(("the working directory", os.getcwd()))
+        for what, path in kept:
             if os.path.commonpath([self.path, os.path.realpath(path)]) == self.path:
                 raise TargetConflict(
                     ".",
@@ -147,7 +148,6 @@ class Target:
         """Take back what `publish` did, so that `close` removes it; in a merge it stays."""
         if not self._published or self._staging is None:
             return
-        self._published = False
         if os.path.dirname(self._staging) == self.path:
             inside = os.open(self.path, FOLDER_FLAGS)
             try:
@@ -155,7 +155,8 @@ class Target:
             finally:
                 os.close(inside)
         else:
-            self._swap_in(self._staging, back=True)
+            self._swap_out(self._staging)
+        self._published = False  # and so the staging folder, which holds the new tree again, is what `close` removes
 
     def _move_up(self, staging: str, writer: TreeWriter) -> None:
         inside = os.open(self.path, FOLDER_FLAGS)
@@ -177,28 +178,46 @@ class Target:
             name = self._moved.pop()
             os.rename(name, os.path.join(staging, name), src_dir_fd=inside)
 
-    def _swap_in(self, staging: str, *, back: bool = False) -> None:
-        """Staging folder and target, exchanged or renamed; ``back`` undoes that."""
-        here = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        new, old = os.fsencode(os.path.basename(staging)), os.fsencode(os.path.basename(self.path))
-        try:
-            if self._exchanged if back else (self._existing == "replace" and os.path.lexists(self.path)):
-                _sync_file_system(self.root)  # the old tree is removed next: the new one must not be in memory only
-                _rename(here, new, here, old, _RENAME_EXCHANGE)
+    def _swap_in(self, staging: str) -> None:
+        """The staging folder becomes the target, and takes its name in turn where there is one to replace."""
+        with self._around(staging) as (here, new, old):
+            if self._existing != "replace" or not os.path.lexists(self.path):
+                try:
+                    _rename(here, new, here, old, _RENAME_NOREPLACE)
+                except FileExistsError as error:
+                    raise TargetNotEmpty(self.path) from error
+                return
+            _sync_file_system(self.root)  # the old tree is removed next: the new one must not be in memory only
+            _rename(here, new, here, old, _RENAME_EXCHANGE)
+            self._exchanged = True
+            try:
                 os.fsync(here)
-                self._exchanged = not back
-            elif back:
-                _rename(here, old, here, new, _RENAME_NOREPLACE)
+            except BaseException:
+                self._swap_out(staging)
+                raise
+
+    def _swap_out(self, staging: str) -> None:
+        """Undo `_swap_in`."""
+        with self._around(staging) as (here, new, old):
+            if self._exchanged:
+                _rename(here, new, here, old, _RENAME_EXCHANGE)
+                self._exchanged = False
             else:
-                _rename(here, new, here, old, _RENAME_NOREPLACE)
-        except FileExistsError as error:
-            raise TargetNotEmpty(self.path) from error
+                _rename(here, old, here, new, _RENAME_NOREPLACE)
+
+    @contextmanager
+    def _around(self, staging: str) -> Iterator[tuple[int, bytes, bytes]]:
+        """The folder around staging folder and target, and their names in it."""
+        here = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield here, os.fsencode(os.path.basename(staging)), os.fsencode(os.path.basename(self.path))
         finally:
             os.close(here)
 
     def close(self) -> None:
         """Remove what was not published (or what was replaced), and let go."""
-        if self._staging is not None and (self._exchanged or not self._published):
+        # It holds the new tree where that was not published, and the old one where it was exchanged for that.
+        if self._staging is not None and self._published == self._exchanged:
             try:
                 remove_tree(self._staging)
             except OSError as error:
