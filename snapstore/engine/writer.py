@@ -108,7 +108,7 @@ class SnapshotWriter:
 
     def _memory(self, plan: Plan) -> int:
         """Bytes that may be in buffers at once: every frame and part under way, or the whole folder if that is less."""
-        size = plan.content_size + plan.entries * _BYTES_A_MEMBER
+        size = _archive_size(plan)
         under_way = (self._depth + 2) * FRAME + (IN_FLIGHT + 1) * part_size(size)
         return min(under_way, 2 * size + (1 << 20))
 
@@ -120,11 +120,10 @@ class SnapshotWriter:
     async def _upload(self, plan: Plan) -> tuple[Snapshot, Packer]:
         assert self._source is not None
         totals = plan.entries, plan.content_size
-        upload_size = plan.content_size + plan.entries * _BYTES_A_MEMBER
         packer = Packer(self._source, plan, self._buffers, on_error=self._request.on_error)
         builder = TocBuilder(self._id, self._request.app, self._request.labels, self._created_at)
         self._uploading = True
-        async with ArchiveUpload(self._store, self._key, part_size(upload_size)) as upload:
+        async with ArchiveUpload(self._store, self._key, part_size(_archive_size(plan))) as upload:
             await self._send_frames(packer, builder, upload, totals)
             trailer = await self._limits.compute.run(builder.finish)
             await upload.write(trailer.content)
@@ -199,6 +198,11 @@ class SnapshotWriter:
         except Exception as failure:
             # The error that brought us here matters more. An archive without metadata is garbage, which gc removes.
             log.warning("could not remove what is left of snapshot %s: %s", self._id, failure)
+
+
+def _archive_size(plan: Plan) -> int:
+    """About how many bytes the archive will have at most."""
+    return plan.content_size + plan.entries * _BYTES_A_MEMBER
 
 
 def _next(raw_frames: Iterator[RawFrame]) -> RawFrame | None:
