@@ -11,13 +11,17 @@ import logging
 from snapstore.engine.limits import Limits
 from snapstore.engine.store import SnapStore
 from snapstore.errors import (
+    AccessDenied,
     AmbiguousId,
     ArchiveDamaged,
     ArchiveError,
+    BadCredentials,
+    BucketNotFound,
     CatalogBusy,
     CatalogError,
     CatalogMismatch,
     CatalogTooNew,
+    ClockSkewed,
     Conflict,
     InvalidInput,
     MemberNotFound,
@@ -32,10 +36,12 @@ from snapstore.errors import (
     SourceUnreadable,
     StorageError,
     StorageFull,
+    StorageUnavailable,
     StoreClosed,
     TargetConflict,
     TargetNotEmpty,
     TargetUnwritable,
+    Throttled,
     UnsafeMember,
     UnsupportedFormat,
 )
@@ -55,6 +61,7 @@ from snapstore.model import (
     Snapshot,
     SnapshotReport,
 )
+from snapstore.storage.s3.options import S3Options
 
 # A library leaves logging to its service; without this, warnings of an unconfigured one would go to stderr.
 logging.getLogger("snapstore").addHandler(logging.NullHandler())
@@ -62,14 +69,18 @@ logging.getLogger("snapstore").addHandler(logging.NullHandler())
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccessDenied",
     "AmbiguousId",
     "ArchiveDamaged",
     "ArchiveError",
+    "BadCredentials",
+    "BucketNotFound",
     "Caps",
     "CatalogBusy",
     "CatalogError",
     "CatalogMismatch",
     "CatalogTooNew",
+    "ClockSkewed",
     "Conflict",
     "Existing",
     "Extent",
@@ -90,6 +101,7 @@ __all__ = [
     "ProgressCallback",
     "RebuildReport",
     "RestoreReport",
+    "S3Options",
     "SnapStore",
     "Snapshot",
     "SnapshotNotFound",
@@ -99,10 +111,12 @@ __all__ = [
     "SourceUnreadable",
     "StorageError",
     "StorageFull",
+    "StorageUnavailable",
     "StoreClosed",
     "TargetConflict",
     "TargetNotEmpty",
     "TargetUnwritable",
+    "Throttled",
     "UnsafeMember",
     "UnsupportedFormat",
     "__version__",

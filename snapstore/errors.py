@@ -20,7 +20,13 @@
     │   └── UnsupportedFormat   written by a newer snapstore
     ├── StorageError
     │   ├── StorageFull
-    │   └── NotAStore           the folder holds something else
+    │   ├── NotAStore           the folder holds something else
+    │   ├── BucketNotFound
+    │   ├── AccessDenied        the credentials are right, and do not allow this
+    │   ├── BadCredentials      missing, wrong or expired
+    │   ├── ClockSkewed         this machine's clock is wrong
+    │   └── StorageUnavailable  unreachable, too slow, or failing: later may do
+    │       └── Throttled
     ├── MetadataInvalid         an object under _metadata/ that cannot be understood
     ├── CatalogError
     │   ├── CatalogTooNew       the index was written by a newer snapstore
@@ -203,6 +209,34 @@ class StorageFull(StorageError):
 
 class NotAStore(StorageError):
     """The place exists and holds something that is not a snapstore."""
+
+
+class BucketNotFound(StorageError):
+    """The bucket does not exist; snapstore makes none."""
+
+
+class AccessDenied(StorageError):
+    """The credentials are known, and do not allow what was asked."""
+
+
+class BadCredentials(StorageError):
+    """Credentials are missing, wrong or expired."""
+
+
+class ClockSkewed(StorageError):
+    """This machine's clock and the store's differ by so much that it refuses our signatures."""
+
+
+class StorageUnavailable(StorageError):
+    """The store cannot be reached, is too slow, or fails: the same call may well succeed later."""
+
+
+class Throttled(StorageUnavailable):
+    """The store asks for fewer requests; ``retry_after`` is after how many seconds, where it says so."""
+
+    def __init__(self, message: str, key: str | None = None, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message, key)
 
 
 class MetadataInvalid(SnapstoreError):

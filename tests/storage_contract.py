@@ -14,7 +14,7 @@ import random
 import time
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -175,7 +175,9 @@ class StorageContract:
     supports_copy: bool | Unsupported = True
     supports_list_uploads: bool | Unsupported = True
     supports_byte_order: bool | Unsupported = True
-    """Where not, listings are still checked for what they hold, and only their order is not."""
+    """Where not, listings are still checked for what they hold; their order and where they start only in one folder."""
+    unusable_names: Mapping[str, str] = {}
+    """Of `ODD_NAMES`, with the reason: snapstore's own keys are ASCII, and have few punctuation marks."""
 
     async def upload(self, bucket: ObjectStore, key: str, bodies: Sequence[bytes]) -> tuple[str, list[Part]]:
         upload_id = await bucket.create_upload(key)
@@ -210,6 +212,8 @@ class StorageContract:
 
     @pytest.mark.parametrize("name", ODD_NAMES)
     async def test_any_valid_key_can_be_used(self, bucket: ObjectStore, name: str) -> None:
+        if name in self.unusable_names:
+            pytest.skip(self.unusable_names[name])
         key = unique(name)
         await bucket.put(key, name.encode())
         assert await whole(bucket, key) == name.encode()
@@ -466,7 +470,11 @@ class StorageContract:
         await in_turns(bucket.put(key, b"") for key in random.Random(1).sample(keys, len(keys)))
         order = list if self.supports_byte_order else sorted
         prefixes = ["", "a", "a/", "a/d", "a/d/", "a/d/e", "a/d/e/", "a/b", "a0", "é", "z", "none", "none/x"]
-        after = ["", "!", "a", "a/", "a/b", "a/b-", "a/d", "a/d/e", "a/d/zzz", "a0", "b", "\uff5e", "~"]
+        after = (
+            [""]
+            if not self.supports_byte_order
+            else ["", "!", "a", "a/", "a/b", "a/b-", "a/d", "a/d/e", "a/d/zzz", "a0", "b", "\uff5e", "~"]
+        )
         for prefix, start in itertools.product(prefixes, after):
             wanted = [
                 key for key in keys if key.startswith(folder + prefix) and key.encode() > f"{folder}{start}".encode()

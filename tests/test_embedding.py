@@ -206,7 +206,7 @@ class House:
 @pytest.fixture
 async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
     """Small parts and groups, so that a small folder makes all kinds of calls."""
-    monkeypatch.setattr(writer, "part_size", lambda size: 64 << 10)
+    monkeypatch.setattr(writer, "part_size", lambda *_: 64 << 10)
     monkeypatch.setattr(reader, "_GROUP", 1)
     async with gated_store(tmp_path, monkeypatch) as (store, gated):
         made = House(tmp_path, store, gated)
@@ -218,7 +218,7 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 async def gated_store(base: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[SnapStore, Gated]]:
     opened: list[Gated] = []
 
-    async def open_gated(url: str, *, create: bool = True) -> Gated:
+    async def open_gated(url: str, *, create: bool = True, s3: object = None) -> Gated:
         opened.append(Gated(await open_store(url)))  # type: ignore[arg-type]
         return opened[0]
 
@@ -690,7 +690,7 @@ async def test_a_store_that_was_closed_can_be_opened_again(tmp_path: Path) -> No
 @pytest.mark.usefixtures("traceless")
 async def test_closing_ends_the_calls_that_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each call of the store: they fail with StoreClosed, and leave as little as a cancelled one."""
-    monkeypatch.setattr(writer, "part_size", lambda size: 64 << 10)
+    monkeypatch.setattr(writer, "part_size", lambda *_: 64 << 10)
     make_app(tmp_path / "app")
     total = 1
     at = 0

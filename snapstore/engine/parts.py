@@ -8,16 +8,15 @@ from types import TracebackType
 from snapstore.storage.base import ObjectStore
 from snapstore.storage.upload import MAX_PARTS, MultipartUpload
 
-PART = 8 << 20
 IN_FLIGHT = 3
 _MARGIN = 1.1
 """Files may grow between the walk and the read."""
 
 
-def part_size(archive_size: int) -> int:
-    """Bytes a part, so that an archive of about this size has fewer than 10,000; whole MiB, 8 at least."""
+def part_size(archive_size: int, at_least: int) -> int:
+    """Bytes a part, so that an archive of about this size has fewer than 10,000; whole MiB where more are needed."""
     needed = int(archive_size * _MARGIN) // MAX_PARTS
-    return max(PART, -(-needed >> 20) << 20)
+    return max(at_least, -(-needed >> 20) << 20)
 
 
 class ArchiveUpload:

@@ -47,6 +47,7 @@ from snapstore.model import (
 )
 from snapstore.places import default_index
 from snapstore.storage.base import ObjectStore
+from snapstore.storage.s3.options import S3Options
 from snapstore.storage.urls import local_path, open_store
 
 _PAGE = 200
@@ -73,6 +74,7 @@ class SnapStore:
         apps: str | None,
         index_label: str | None,
         create: bool,
+        s3: S3Options | None,
     ) -> None:
         self._url = url
         self._index = index
@@ -80,6 +82,7 @@ class SnapStore:
         self._apps = os.path.abspath(apps) if apps else None
         self._index_label = index_label
         self._create = create
+        self._s3 = s3
         self._opened: tuple[ObjectStore, Catalog] | None = None
         self._calls = Calls()
         self._closing = asyncio.Lock()
@@ -94,13 +97,15 @@ class SnapStore:
         apps: str | os.PathLike[str] | None = None,
         index_label: str | None = None,
         create: bool = True,
+        s3: S3Options | None = None,
     ) -> Self:
-        """The store at ``url``: a folder's path, or ``file:///…``.
+        """The store at ``url``: ``s3://bucket/prefix`` (with the options of `S3Options`), a folder, or ``file:///…``.
 
         ``index`` is the file of the local label index (default: one a store, below the user's data home). A new one is
         filled from the store when it is opened. ``limits`` may be shared with other stores. ``apps`` is the folder in
         which the applications live, for calls that name no folder. ``index_label`` is the key of the label whose value
-        stands in the archives' keys. With ``create=False``, NotAStore where there is no store yet.
+        stands in the archives' keys. With ``create=False``, NotAStore where there is no folder store yet. ``s3`` says how
+        a bucket is used; what the URL says comes first.
 
         Entering (or awaiting) it raises InvalidInput, NotAStore, and CatalogError and its kinds.
         """
@@ -111,6 +116,7 @@ class SnapStore:
             apps=os.fspath(apps) if apps is not None else None,
             index_label=index_label,
             create=create,
+            s3=s3,
         )
 
     async def __aenter__(self) -> Self:
@@ -118,7 +124,7 @@ class SnapStore:
             raise InvalidInput("the store is open already")
         self._limits.attach()
         try:
-            store = await open_store(self._url, create=self._create)
+            store = await open_store(self._url, create=self._create, s3=self._s3)
             try:
                 catalog = await self._open_catalog(store)
             except BaseException:

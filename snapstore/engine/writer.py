@@ -68,11 +68,21 @@ class SnapshotWriter:
         self._buffers = Buffers()
         self._uploading = self._committing = False
 
+    async def _plan(self) -> Plan:
+        """What the folder holds; the store is made ready meanwhile."""
+        connecting = asyncio.create_task(self._store.connect())
+        try:
+            plan = await self._limits.files.run_stoppable(self._stop, self._scan)
+            await connecting
+            return plan
+        finally:
+            await drop([connecting])
+
     async def write(self) -> SnapshotReport:
         started = time.monotonic()
         try:
             try:
-                plan = await self._limits.files.run_stoppable(self._stop, self._scan)
+                plan = await self._plan()
                 async with self._limits.admit(self._memory(plan)):
                     snapshot, packer = await self._upload(plan)
             finally:
@@ -109,7 +119,7 @@ class SnapshotWriter:
     def _memory(self, plan: Plan) -> int:
         """Bytes that may be in buffers at once: every frame and part under way, or the whole folder if that is less."""
         size = _archive_size(plan)
-        under_way = (self._depth + 2) * FRAME + (IN_FLIGHT + 1) * part_size(size)
+        under_way = (self._depth + 2) * FRAME + (IN_FLIGHT + 1) * part_size(size, self._store.part_size)
         return min(under_way, 2 * size + (1 << 20))
 
     @property
@@ -123,7 +133,9 @@ class SnapshotWriter:
         packer = Packer(self._source, plan, self._buffers, on_error=self._request.on_error)
         builder = TocBuilder(self._id, self._request.app, self._request.labels, self._created_at)
         self._uploading = True
-        async with ArchiveUpload(self._store, self._key, part_size(_archive_size(plan))) as upload:
+        async with ArchiveUpload(
+            self._store, self._key, part_size(_archive_size(plan), self._store.part_size)
+        ) as upload:
             await self._send_frames(packer, builder, upload, totals)
             trailer = await self._limits.compute.run(builder.finish)
             await upload.write(trailer.content)

@@ -70,6 +70,13 @@ class ObjectStore(Protocol):
     def url(self) -> str:
         """What names this store, without credentials: the same for every process that opens it."""
 
+    @property
+    def part_size(self) -> int:
+        """Bytes that the parts of uploads should have here, at least."""
+
+    async def connect(self) -> None:
+        """Make ready for requests; may be called while something else is done first, and need not be."""
+
     async def put(
         self, key: str, body: bytes, *, if_none_match: bool = False, if_match: str | None = None
     ) -> ObjectInfo:

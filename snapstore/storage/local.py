@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 _OURS = ".snapstore"
 _PAGE = 1000
+_PART = 8 << 20
 _STREAM = 1 << 20
 _STALE_SECONDS = 24 * 3600
 _THREADS = 8
@@ -52,6 +53,13 @@ class LocalStore:
     @property
     def url(self) -> str:
         return Path(self._root).as_uri()
+
+    @property
+    def part_size(self) -> int:
+        return _PART
+
+    async def connect(self) -> None:
+        pass  # nothing to wait for
 
     async def open(self, *, create: bool = True) -> None:
         """Make the folder if it is missing and ``create``. NotAStore where it is, or holds something else."""

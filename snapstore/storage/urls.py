@@ -7,13 +7,18 @@ from urllib.parse import unquote, urlsplit
 from snapstore.errors import InvalidInput
 from snapstore.storage.base import ObjectStore
 from snapstore.storage.local import LocalStore
+from snapstore.storage.s3.options import S3Options
+from snapstore.storage.s3.store import S3Store
 
 
-async def open_store(url: str, *, create: bool = True) -> ObjectStore:
-    """``file:///…`` or a path: a folder, made where it is missing if ``create``.
+async def open_store(url: str, *, create: bool = True, s3: S3Options | None = None) -> ObjectStore:
+    """``s3://bucket/prefix``; or ``file:///…`` or a path: a folder, made where it is missing if ``create``.
 
-    InvalidInput for anything else; NotAStore for a folder of somebody else's.
+    A bucket is not asked for anything yet, and never made. InvalidInput for anything else; NotAStore for a folder of
+    somebody else's.
     """
+    if url.startswith("s3://"):
+        return S3Store(url, s3)
     store = LocalStore(folder_of(url))
     try:
         await store.open(create=create)
@@ -26,14 +31,18 @@ async def open_store(url: str, *, create: bool = True) -> ObjectStore:
 def folder_of(url: str) -> str:
     """The folder that a URL or a path names."""
     if not url or "\0" in url:
-        raise InvalidInput(f"{url!r} is no store: give a folder, or file:///its/path")
+        raise InvalidInput(f"{url!r} is no store: give a folder, file:///its/path, or s3://bucket/prefix")
     parts = urlsplit(url)
     if re.match(r"[a-z][a-z0-9+.-]*:/(?!/)", url):
-        raise InvalidInput(f"{url!r} looks like a URL that lacks a slash: write file:///its/path, or a folder")
+        raise InvalidInput(
+            f"{url!r} looks like a URL that lacks a slash: write file:///its/path, s3://bucket, or a folder"
+        )
     if "://" not in url:
         return os.path.abspath(os.path.expanduser(url))
     if parts.scheme != "file":
-        raise InvalidInput(f"{url!r} is no store that snapstore knows: give a folder, or file:///its/path")
+        raise InvalidInput(
+            f"{url!r} is no store that snapstore knows: give a folder, file:///its/path, or s3://bucket/prefix"
+        )
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise InvalidInput(f"{url!r} names no folder of this machine: write file:/// and its whole path")
     return unquote(parts.path)

@@ -1,0 +1,102 @@
+"""A range of an object, read to its end whatever happens to the connection, and all of it of one version.
+
+botocore repeats a request until its headers are there; what is lost afterwards is asked for again here, from the byte
+where it stopped, with If-Match. Servers that ignore that are caught by comparing the ETags.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from snapstore.errors import ObjectNotFound, PreconditionFailed, StorageError, StorageUnavailable
+from snapstore.storage.s3.answers import bare, quoted
+from snapstore.storage.s3.client import Client
+
+_PIECE = 1 << 20
+_LONGEST_PAUSE = 20.0
+
+
+class Download:
+    """One range; ``etag`` is known once the first piece (or the end) is there. OutOfRange where it begins too late."""
+
+    def __init__(
+        self, client: Client, name: str, key: str, start: int, size: int | None, if_match: str | None, attempts: int
+    ) -> None:
+        self._client = client
+        self._name = name
+        self._key = key
+        self._position = start
+        self._end = None if size is None else start + size
+        self._attempts = attempts
+        self._begun = False
+        self.etag = if_match
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Its bytes, in pieces of at most 1 MiB."""
+        failures = 0
+        while True:
+            answer = await self._ask()
+            body = answer["Body"]
+            try:
+                while piece := await body.read(_PIECE):
+                    self._position += len(piece)
+                    failures = 0
+                    yield piece
+                if self._end is None or self._position >= self._end:
+                    return
+                cut: BaseException | None = None
+            except self._client.cut as error:
+                cut = error
+            finally:
+                body.close()  # one that is left half-read must not go back to the pool
+            failures += 1
+            if failures >= self._attempts:
+                raise StorageUnavailable(
+                    f"{self._key!r} was cut short at byte {self._position} again and again: try again later", self._key
+                ) from cut
+            await asyncio.sleep(random.random() * min(2 ** (failures - 1), _LONGEST_PAUSE))
+
+    async def _ask(self) -> dict[str, Any]:
+        """What is still missing, from the version that was begun with."""
+        parameters: dict[str, Any] = {"Key": self._name}
+        if self._position or self._end is not None:
+            parameters["Range"] = f"bytes={self._position}-{'' if self._end is None else self._end - 1}"
+        if self.etag is not None:
+            parameters["IfMatch"] = quoted(self.etag)
+        try:
+            answer = await self._client.call("GetObject", self._key, **parameters)
+        except (PreconditionFailed, ObjectNotFound) as error:
+            if self._begun:
+                raise StorageError(f"{self._key!r} was replaced or deleted while it was read", self._key) from error
+            raise
+        try:
+            self._check(answer)
+        except BaseException:
+            answer["Body"].close()
+            raise
+        return answer
+
+    def _check(self, answer: dict[str, Any]) -> None:
+        etag = bare(answer["ETag"])
+        if self.etag is not None and etag != self.etag:
+            if self._begun:
+                raise StorageError(f"{self._key!r} was replaced while it was read", self._key)
+            raise PreconditionFailed(self._key)
+        self.etag = etag
+        first, last = _place(answer)
+        if first != self._position:
+            raise StorageError(f"the store answers a request for a part of {self._key!r} with another one", self._key)
+        if not self._begun:
+            # A range that reaches beyond the end of the object ends there.
+            self._end = last if self._end is None else min(self._end, last)
+        self._begun = True
+
+
+def _place(answer: dict[str, Any]) -> tuple[int, int]:
+    """Where the body begins in the object, and the byte after its last."""
+    unit, _, place = answer.get("ContentRange", "").partition(" ")
+    if unit == "bytes":
+        first, _, last = place.partition("/")[0].partition("-")
+        return int(first), int(last) + 1
+    return 0, int(answer["ContentLength"])

@@ -1,0 +1,380 @@
+"""An S3 bucket as an object store.
+
+The client is made by the first request (or by `connect`, ahead of it): whoever only reads the index never pays for it.
+
+**Was it applied?** A write whose answer was lost is repeated, and the repetition may be refused because of the first.
+So where that could be, we look: a conditional put compares what is there with what it wrote, a completion looks for its
+object.
+
+**What a server cannot do** is learnt from its answers and remembered for as long as the store is open: conditions and
+DeleteObjects that it does not know are left out, a part that it did not copy is an error at once the next time. Servers
+that take a condition and ignore it cannot be told from others by that; `snapstore doctor` tells.
+"""
+
+import asyncio
+import importlib
+import logging
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from snapstore.aio import Workers, run_all
+from snapstore.errors import (
+    InvalidInput,
+    ObjectNotFound,
+    PreconditionFailed,
+    StorageError,
+    StorageUnavailable,
+    StoreClosed,
+)
+from snapstore.storage.base import Body, Chunks, ObjectInfo, Part, UploadInfo, check_key
+from snapstore.storage.s3.answers import (
+    OutOfRange,
+    Unsupported,
+    bare,
+    code_of,
+    etag_of_parts,
+    quoted,
+    time_of,
+    was_repeated,
+)
+from snapstore.storage.s3.options import S3Options, endpoint_of, parse
+from snapstore.storage.s3.payload import Payload
+
+if TYPE_CHECKING:
+    from snapstore.storage.s3.client import Client
+    from snapstore.storage.s3.download import Download
+
+log = logging.getLogger("snapstore")
+
+_Failures = list[StorageError]
+
+_THREADS = 2
+_INLINE = 64 << 10
+"""Bodies up to this size are digested on the loop: in less time than a thread takes to be asked."""
+_DELETES = 1000
+_DELETES_AT_ONCE = 8
+_LONGEST_LINK = timedelta(days=7)
+
+
+class S3Store:
+    """Keeps `ObjectStore`'s contract as far as the server does."""
+
+    def __init__(self, url: str, options: S3Options | None = None) -> None:
+        """InvalidInput where the URL or its options cannot be used; nothing is sent."""
+        self._location, self._options = parse(url, options)
+        self._endpoint = endpoint_of(self._options)
+        self._workers = Workers(_THREADS, "s3")
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+        self._closed = False
+        self._conditions = self._copies = self._deletes_many = True
+
+    @property
+    def url(self) -> str:
+        return self._location.url(self._endpoint)
+
+    @property
+    def part_size(self) -> int:
+        return self._options.part_size
+
+    async def connect(self) -> None:
+        await self._connected()
+
+    async def _connected(self) -> "Client":
+        if self._client is None:
+            async with self._connecting:
+                if self._closed:
+                    raise StoreClosed("the store is closed")
+                if self._client is None:
+                    module = await self._workers.run(importlib.import_module, "snapstore.storage.s3.client")
+                    configuration = await self._workers.run(module.read_configuration, self._options)
+                    self._client = await module.connect(
+                        configuration, self._location.bucket, self.url, self._endpoint, self._options
+                    )
+        return self._client
+
+    async def aclose(self) -> None:
+        async with self._connecting:
+            self._closed = True
+            if self._client is not None:
+                await self._client.aclose()
+                self._client = None
+        self._workers.close()
+
+    # -- whole objects -------------------------------------------------------------------------------------------
+
+    async def put(
+        self, key: str, body: bytes, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> ObjectInfo:
+        parameters: dict[str, Any] = {"Key": self._name(key), **self._class_of(key), **await self._payload([body])}
+        conditions: dict[str, Any] = {}
+        if self._conditions and if_none_match:
+            conditions["IfNoneMatch"] = "*"
+        if self._conditions and if_match is not None:
+            conditions["IfMatch"] = quoted(if_match)
+        try:
+            answer = await self._call("PutObject", key, size=len(body), **parameters, **conditions)
+        except Unsupported:
+            if not conditions:
+                raise
+            log.info("%s knows no conditional writes: going on without", self.url)
+            self._conditions = False
+            answer = await self._call("PutObject", key, size=len(body), **parameters)
+        except ObjectNotFound as error:
+            raise PreconditionFailed(key) from error  # If-Match on what is not there
+        except PreconditionFailed as error:
+            if was_repeated(error) and (await self.get(key)).content == body:
+                return await self.head(key)
+            raise
+        return ObjectInfo(key, len(body), bare(answer["ETag"]), time_of(answer))
+
+    def _class_of(self, key: str) -> dict[str, Any]:
+        """What is not an archive stays in the standard class: it is small, and read often."""
+        return {"StorageClass": "STANDARD"} if self._options.storage_class and key.startswith("_") else {}
+
+    async def get(self, key: str, *, start: int = 0, size: int | None = None, if_match: str | None = None) -> Body:
+        if size == 0:
+            return await self._nothing_of(key, if_match)
+        client = await self._connected()
+        download = await self._download(key, start, size, if_match)
+        try:
+            async with asyncio.timeout(client.deadline(size or 0)), aclosing(download.pieces()) as pieces:
+                content = b"".join([piece async for piece in pieces])
+        except TimeoutError as error:
+            raise StorageUnavailable(f"{key!r} did not come from {self.url} in time: try again later", key) from error
+        except OutOfRange:
+            return await self._nothing_of(key, if_match)
+        assert download.etag is not None
+        return Body(content, download.etag)
+
+    async def _nothing_of(self, key: str, if_match: str | None) -> Body:
+        info = await self.head(key)
+        if if_match is not None and info.etag != if_match:
+            raise PreconditionFailed(key)
+        return Body(b"", info.etag)
+
+    async def stream(self, key: str, *, if_match: str | None = None) -> AsyncGenerator[bytes, None]:
+        download = await self._download(key, 0, None, if_match)
+        async with aclosing(download.pieces()) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _download(self, key: str, start: int, size: int | None, if_match: str | None) -> "Download":
+        name = self._name(key)
+        client = await self._connected()
+        module = importlib.import_module("snapstore.storage.s3.download")  # which comes with the client
+        download: Download = module.Download(client, name, key, start, size, if_match, self._options.attempts)
+        return download
+
+    async def head(self, key: str) -> ObjectInfo:
+        answer = await self._call("HeadObject", key, Key=self._name(key))
+        return ObjectInfo(key, answer["ContentLength"], bare(answer["ETag"]), answer["LastModified"].timestamp())
+
+    async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncGenerator[Sequence[ObjectInfo], None]:
+        if not _may_begin_keys(prefix):
+            return
+        ours = self._location.prefix
+        parameters: dict[str, Any] = {"Prefix": ours + prefix}
+        if start_after:
+            parameters["StartAfter"] = ours + start_after
+        while True:
+            answer = await self._call("ListObjectsV2", None, **parameters)
+            yield [
+                ObjectInfo(
+                    found["Key"].removeprefix(ours),
+                    found["Size"],
+                    bare(found["ETag"]),
+                    found["LastModified"].timestamp(),
+                )
+                for found in answer.get("Contents", ())
+            ]
+            token = answer.get("NextContinuationToken")
+            if not answer.get("IsTruncated") or not token:
+                return
+            parameters["ContinuationToken"] = token
+
+    async def delete(self, key: str) -> None:
+        try:
+            await self._call("DeleteObject", key, Key=self._name(key))
+        except ObjectNotFound:
+            return
+
+    async def delete_many(self, keys: Iterable[str]) -> None:
+        failures: _Failures = []
+        for batch in _batches(keys):
+            if self._deletes_many:
+                try:
+                    await self._delete_batch(batch, failures)
+                    continue
+                except Unsupported:
+                    log.info("%s deletes no objects together: going on one by one", self.url)
+                    self._deletes_many = False
+            await run_all((self._try_to_delete(key, failures) for key in batch), at_once=_DELETES_AT_ONCE)
+        if failures:
+            raise StorageError(f"{len(failures)} objects were not deleted; the first: {failures[0]}") from failures[0]
+
+    async def _delete_batch(self, batch: Sequence[str], failures: _Failures) -> None:
+        names = {self._name(key): key for key in batch}
+        answer = await self._call(
+            "DeleteObjects", None, Delete={"Objects": [{"Key": name} for name in names], "Quiet": True}
+        )
+        for failed in answer.get("Errors", ()):
+            code, key = failed.get("Code", ""), names.get(failed.get("Key", ""))
+            if code not in ("NoSuchKey", "NotFound"):
+                failures.append(StorageError(f"{key!r}: {code} {failed.get('Message', '')}".rstrip(), key))
+
+    async def _try_to_delete(self, key: str, failures: _Failures) -> None:
+        try:
+            await self.delete(key)
+        except StorageError as error:
+            failures.append(error)
+
+    # -- multipart uploads ---------------------------------------------------------------------------------------
+
+    async def create_upload(self, key: str) -> str:
+        answer = await self._call("CreateMultipartUpload", key, Key=self._name(key), **self._class_of(key))
+        upload_id: str = answer["UploadId"]
+        return upload_id
+
+    async def upload_part(self, key: str, upload_id: str, number: int, body: Chunks) -> Part:
+        name = self._name(key)
+        payload = await self._payload(body)
+        size = len(payload["Body"])
+        answer = await self._call(
+            "UploadPart", key, size=size, Key=name, UploadId=upload_id, PartNumber=number, **payload
+        )
+        return Part(number, bare(answer["ETag"]), size)
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, source: str, start: int, size: int, *, if_match: str
+    ) -> Part:
+        name, source_name = self._name(key), self._name(source)
+        if not self._copies:
+            raise Unsupported(f"{self.url} copies no parts of objects", key)
+        try:
+            answer = await self._call(
+                "UploadPartCopy",
+                source,
+                Key=name,
+                UploadId=upload_id,
+                PartNumber=number,
+                CopySource={"Bucket": self._location.bucket, "Key": source_name},
+                CopySourceRange=f"bytes={start}-{start + size - 1}",
+                CopySourceIfMatch=quoted(if_match),
+            )
+        except Unsupported:
+            self._copies = False
+            raise
+        etag = answer.get("CopyPartResult", {}).get("ETag")
+        if not etag:
+            # Some answer 200 and copy nothing.
+            self._copies = False
+            raise Unsupported(f"{self.url} copies no parts of objects: its answer has no ETag", key)
+        return Part(number, bare(etag), size)
+
+    async def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> ObjectInfo:
+        parts = sorted(parts, key=lambda part: part.number)
+        listed = [{"PartNumber": part.number, "ETag": quoted(part.etag)} for part in parts]
+        size = sum(part.size for part in parts)
+        try:
+            answer = await self._call(
+                "CompleteMultipartUpload",
+                key,
+                Key=self._name(key),
+                UploadId=upload_id,
+                MultipartUpload={"Parts": listed},
+            )
+        except (StorageError, ObjectNotFound) as error:
+            done = await self._completed_nevertheless(key, parts, size)
+            if done is None:
+                if isinstance(error, ObjectNotFound):
+                    raise StorageError(f"the upload of {key!r} is not there (any more)", key) from error
+                raise
+            log.info("the answer to the completion of %s was lost, but it is there", key)
+            return done
+        return ObjectInfo(key, size, bare(answer["ETag"]), time_of(answer))
+
+    async def _completed_nevertheless(self, key: str, parts: Sequence[Part], size: int) -> ObjectInfo | None:
+        """The object, if it is there and made of these parts: then a completion was applied, and its answer lost."""
+        try:
+            found = await self.head(key)
+        except (StorageError, ObjectNotFound):
+            return None
+        expected = etag_of_parts([part.etag for part in parts])
+        # Where parts' digests do not tell, only an object of parts (not one put whole, before) has such an ETag.
+        fits = found.etag == expected if expected else found.etag.endswith(f"-{len(parts)}")
+        return found if fits and found.size == size else None
+
+    async def abort_upload(self, key: str, upload_id: str) -> None:
+        try:
+            await self._call("AbortMultipartUpload", key, Key=self._name(key), UploadId=upload_id)
+        except ObjectNotFound:
+            return
+        except StorageError as error:
+            if code_of(error) != "NoSuchUpload":
+                raise
+
+    async def list_uploads(self) -> AsyncGenerator[Sequence[UploadInfo], None]:
+        ours = self._location.prefix
+        parameters: dict[str, Any] = {"Prefix": ours}
+        while True:
+            answer = await self._call("ListMultipartUploads", None, **parameters)
+            yield [
+                UploadInfo(found["Key"].removeprefix(ours), found["UploadId"], found["Initiated"].timestamp())
+                for found in answer.get("Uploads", ())
+                if found["Key"].startswith(ours)
+            ]
+            marker = answer.get("NextKeyMarker")
+            if not answer.get("IsTruncated") or not marker:
+                return
+            parameters |= {"KeyMarker": marker, "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
+
+    async def download_url(self, key: str, *, expires: timedelta, filename: str) -> str:
+        name = self._name(key)
+        if not timedelta(seconds=1) <= expires <= _LONGEST_LINK:
+            raise InvalidInput(f"a link to S3 is valid for 1 second to 7 days, not {expires}")
+        if self._options.customer_key or self._options.customer_key_file:
+            raise InvalidInput("objects that are encrypted with a key of yours cannot be linked: read them instead")
+        client = await self._connected()
+        plain = filename.encode("ascii", "replace").decode().translate(str.maketrans('"\\', "__"))
+        disposition = f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
+        return await client.link(
+            name,
+            int(expires.total_seconds()),
+            {"ResponseContentDisposition": disposition, "ResponseContentType": "application/zstd"},
+        )
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def _name(self, key: str) -> str:
+        return self._location.prefix + check_key(key)
+
+    async def _call(self, operation: str, key: str | None, *, size: int = 0, **parameters: Any) -> dict[str, Any]:
+        client = await self._connected()
+        return await client.call(operation, key, size=size, **parameters)
+
+    async def _payload(self, chunks: Chunks) -> dict[str, Any]:
+        payload = Payload(chunks)
+        inline = len(payload) <= _INLINE
+        digest = payload.content_md5() if inline else await self._workers.run(payload.content_md5)
+        return {"Body": payload, "ContentMD5": digest}
+
+
+def _may_begin_keys(prefix: str) -> bool:
+    """Whether there can be keys that begin so; servers that keep keys as paths would list others."""
+    *folders, last = prefix.split("/")
+    return all(folder not in ("", ".", "..") for folder in folders) and "\0" not in last
+
+
+def _batches(keys: Iterable[str]) -> Iterator[Sequence[str]]:
+    batch: list[str] = []
+    for key in keys:
+        batch.append(check_key(key))
+        if len(batch) == _DELETES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
