@@ -8,6 +8,7 @@ async with SnapStore.open("/srv/snapshots") as store:
 
 import logging
 
+from snapstore.engine.doctor import diagnose
 from snapstore.engine.limits import Limits
 from snapstore.engine.store import SnapStore
 from snapstore.errors import (
@@ -47,6 +48,7 @@ from snapstore.errors import (
 )
 from snapstore.model import (
     Caps,
+    Check,
     Existing,
     Extent,
     Member,
@@ -80,6 +82,7 @@ __all__ = [
     "CatalogError",
     "CatalogMismatch",
     "CatalogTooNew",
+    "Check",
     "ClockSkewed",
     "Conflict",
     "Existing",
@@ -120,4 +123,5 @@ __all__ = [
     "UnsafeMember",
     "UnsupportedFormat",
     "__version__",
+    "diagnose",
 ]

@@ -4,6 +4,7 @@ Four fields are the older system's, and enough: ``uuid``, ``app_name``, ``ts``, 
 """
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -60,6 +61,16 @@ def encode(snapshot: Snapshot) -> bytes:
         "warnings": snapshot.warnings,
         "revision": snapshot.revision,
     }
+    return msgspec.json.encode(fields)
+
+
+def relabelled(body: bytes, labels: Sequence[str]) -> bytes:
+    """The metadata object ``body`` with other labels and the next revision; fields that we do not know stay in it."""
+    fields: dict[str, Any] = msgspec.json.decode(body)
+    _, size = _split_size(fields["labels"])
+    kept = [] if size is None else [f"{SIZE_LABEL}{size}"]
+    fields["labels"] = [*labels, *kept]
+    fields["revision"] = fields.get("revision", 0) + 1
     return msgspec.json.encode(fields)
 
 

@@ -135,6 +135,18 @@ ProgressCallback = Callable[[Progress], None]
 """Called on the event loop, so it must be quick; one that raises may end the call."""
 
 
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was asked of a store, by `diagnose`."""
+
+    name: str
+    result: Literal["ok", "missing", "failed"]
+    """``failed`` where snapstore cannot do without it, ``missing`` where it can."""
+    use: str
+    """What it is for."""
+    detail: str = ""
+    seconds: float = 0.0
+
+
 class Page(msgspec.Struct, frozen=True):
     """One page of a listing; ``cursor`` asks for the next one, and is None on the last."""
 

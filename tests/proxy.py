@@ -402,15 +402,18 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        writer.transport.set_write_buffer_limits(0)  # so that after `drain` all is with the kernel
 
-    def close(self, *, reset: bool = False) -> None:
-        if reset:
-            linger = struct.pack("ii", 1, 0)
-            self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self._writer.transport.abort()
-        self._writer.close()
+    def close(self) -> None:
+        """Close both sides; what was written and drained is delivered."""
+        self._writer.transport.abort()
         if self._server:
             self._server[1].transport.abort()
+
+    def _reset_when_closed(self) -> None:
+        """Close with a reset, which loses what the client's side has not acknowledged."""
+        linger = struct.pack("ii", 1, 0)
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     async def exchange(self) -> bool:
         """One request and its answer; whether another may follow."""
@@ -419,7 +422,8 @@ class _Connection:
         body = _Body(self._reader, _framing(head, 0))
         match request.fault:
             case DropRequest(reset):
-                self.close(reset=reset)
+                if reset:
+                    self._reset_when_closed()
                 return False
             case Answer(status, code, message, headers):
                 return await self._answer(request, body, status, _document(code, message, request), headers)
@@ -459,10 +463,9 @@ class _Connection:
         lines = {"Content-Type": "application/xml", "Content-Length": str(len(document)), **headers}
         if asks_first:
             lines["Connection"] = "close"
-        with suppress(ValueError):
-            lines = {"": f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"} | lines
-        first = lines.pop("", f"HTTP/1.1 {status} Unknown")
-        head = "\r\n".join([first, *(f"{name}: {value}" for name, value in lines.items()), "", ""])
+        phrase = HTTPStatus(status).phrase if status in list(HTTPStatus) else "Unknown"
+        fields = [f"{name}: {value}" for name, value in lines.items()]
+        head = "\r\n".join([f"HTTP/1.1 {status} {phrase}", *fields, "", ""])
         request.status = status
         sent = b"" if request.method == "HEAD" else document
         request.bytes_out = len(sent)
@@ -492,6 +495,9 @@ class _Connection:
         upload = asyncio.create_task(self._upload(request, body, _framing(head, 0), writer))
         try:
             goes_on = await self._relay(request, reader)
+            if isinstance(request.fault, StallBody | StallAnswer):
+                await asyncio.wait([upload])
+                return await self._hang()
             if goes_on and not upload.done():
                 await asyncio.wait([upload], timeout=LINGER_SECONDS)
             return goes_on and upload.done()
@@ -500,7 +506,7 @@ class _Connection:
             await asyncio.gather(upload, return_exceptions=True)
 
     async def _upload(self, request: Request, body: _Body, framing: Framing, writer: asyncio.StreamWriter) -> None:
-        """Pass the request's body on. If the server stops reading the rest is only read, so that the client sees why."""
+        """Pass the request's body on. If the server stops reading, the rest is swallowed: the client shall see why."""
         at = request.fault.at if isinstance(request.fault, CorruptUpload) else None
         try:
             while piece := await body.read():
@@ -538,16 +544,13 @@ class _Connection:
                 request.bytes_out += len(piece)
             if request.bytes_out == most:
                 break
-        match fault:
-            case LoseAnswer(reset) | CutBody(_, reset):
-                await self._writer.drain()
-                self.close(reset=reset)
-                return False
-            case StallBody() | StallAnswer():
-                return await self._hang()
+        await self._writer.drain()
+        if silent or most is not None:
+            if isinstance(fault, LoseAnswer | CutBody) and fault.reset:
+                self._reset_when_closed()
+            return False
         if framing == "chunked":
             await _send(self._writer, b"", framing)
-        await self._writer.drain()
         return framing != "closed" and not head.closes
 
 

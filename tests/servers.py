@@ -85,8 +85,8 @@ def certificate(folder: Path) -> Certificate:
 
 def client(server: Server, *, read_timeout: float = 10) -> Any:
     """A plain synchronous botocore client, for what a test has to do behind the store's back. Close it."""
-    import botocore.session  # type: ignore[import-untyped]
-    from botocore.config import Config  # type: ignore[import-untyped]
+    import botocore.session
+    from botocore.config import Config
 
     return botocore.session.Session().create_client(
         "s3",
@@ -328,7 +328,7 @@ def _started(
 
 def _wait_until_ready(server: Server, log: Path) -> None:
     """Until a bucket can be listed, and an object put into it and read: servers answer before they can store."""
-    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError, ClientError
 
     deadline = time.monotonic() + READY_SECONDS
     bucket, key = f"ready-{secrets.token_hex(4)}", "ready"

@@ -17,7 +17,7 @@ from snapstore.archive.frames import LEVEL
 from snapstore.archive.names import is_below
 from snapstore.archive.select import clean_path
 from snapstore.cli.output import count, local_time, shown, size
-from snapstore.cli.session import WARNINGS, Session, command
+from snapstore.cli.session import FAILED, WARNINGS, Place, Session, command
 from snapstore.errors import InvalidInput, MemberNotFound, SnapshotNotFound
 from snapstore.model import Existing, Member, Snapshot
 
@@ -283,6 +283,32 @@ async def link(
     session.out.document({"url": url})
 
 
+@command(app, "label")
+async def label(
+    session: Session,
+    snapshot_id: Id,
+    add: Annotated[
+        list[str], typer.Option("--add", "-a", metavar="KEY:VALUE", help="Add this one; repeat.", show_default=False)
+    ] = [],  # noqa: B006
+    remove: Annotated[
+        list[str],
+        typer.Option(
+            "--remove", "-r", metavar="KEY[:VALUE]", help="Remove it, or all of a key; repeat.", show_default=False
+        ),
+    ] = [],  # noqa: B006
+    replace: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY:VALUE", help="In place of all others; repeat.", show_default=False),
+    ] = [],  # noqa: B006
+) -> None:
+    """Change a snapshot's labels."""
+    if not (add or remove or replace):
+        raise InvalidInput("say what to change: --add KEY:VALUE, --remove KEY[:VALUE], or --set KEY:VALUE")
+    changed = await session.store.relabel(snapshot_id, add=add, remove=remove, replace=replace or None)
+    session.out.say(f"{changed.id} of {shown(changed.app)}: {shown(' '.join(changed.labels)) or 'no labels'}")
+    session.out.document(changed)
+
+
 @command(app, "delete")
 async def delete(
     session: Session,
@@ -321,6 +347,25 @@ def _confirm(question: str) -> None:
         signal.signal(signal.SIGINT, before)
     if answer.strip().lower() not in ("y", "yes"):
         raise typer.Exit(1)
+
+
+@command(app, "doctor")
+async def doctor(place: Place) -> int:
+    """Check a store: reaching it, permissions, and each thing that snapstore asks of it. Leaves nothing there."""
+    checks = []
+    async for check in snapstore.diagnose(place.url):
+        place.out.document(check)
+        checks.append(check)
+    if not place.out.as_json:
+        place.out.table(
+            ("RESULT", "CHECK", "FOR", "DETAIL"),
+            [(check.result, check.name, check.use, shown(check.detail)) for check in checks],
+        )
+    results = {check.result for check in checks}
+    if "failed" in results:
+        place.out.fail("this store cannot be used as it is")
+        return FAILED
+    return WARNINGS if "missing" in results else 0
 
 
 @command(index, "rebuild")

@@ -24,7 +24,10 @@ _INTERRUPTED, _BROKEN_PIPE, _TERMINATED = 130, 141, 143
 _Url = Annotated[
     str | None,
     typer.Option(
-        "--url", envvar="SNAPSTORE_URL", metavar="URL", help="The store: a folder, or file:///…  [default: below ~]"
+        "--url",
+        envvar="SNAPSTORE_URL",
+        metavar="URL",
+        help="The store: s3://bucket/prefix, or a folder.  [default: below ~]",
     ),
 ]
 _Index = Annotated[
@@ -70,23 +73,32 @@ class Session(NamedTuple):
     out: Output
 
 
+class Place(NamedTuple):
+    """What a command works with that looks at the store itself, without an index."""
+
+    url: str
+    out: Output
+
+
 Command = Callable[..., Awaitable[int | None]]
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Command], Command]:
-    """Make a command of ``async def function(session, …)``: the common options are added to its own.
+    """Make a command of ``async def function(session, …)``, or ``(place, …)``: the common options join its own.
 
     It returns its exit status; None is 0.
     """
 
     def decorate(function: Command) -> Command:
-        _, *own = inspect.signature(function).parameters.values()
+        first, *own = inspect.signature(function).parameters.values()
 
         def run(*, url: str | None, index: str | None, index_label: str | None, apps: str | None, **rest: Any) -> None:
             out = Output(as_json=rest.pop("as_json"))
 
             async def work() -> int:
                 location = default_store() if url is None else url
+                if first.annotation is Place:
+                    return await function(Place(location, out), **rest) or 0
                 # A mistyped URL must not become an empty store, but for the command that is meant to make one.
                 create = url is None or name == "create"
                 async with SnapStore.open(

@@ -8,14 +8,13 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from snapstore import keys
 from snapstore.aio import run_all, uninterrupted
 from snapstore.archive.attributes import Policy
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import LEVEL
 from snapstore.archive.restore import RestoreOptions
+from snapstore.engine import objects
 from snapstore.engine.arguments import app_folder, strings
 from snapstore.engine.calls import Calls
 from snapstore.engine.foreign import ForeignReader
@@ -99,13 +98,13 @@ class SnapStore:
         create: bool = True,
         s3: S3Options | None = None,
     ) -> Self:
-        """The store at ``url``: ``s3://bucket/prefix`` (with the options of `S3Options`), a folder, or ``file:///…``.
+        """The store at ``url``: ``s3://bucket/prefix`` (see `S3Options`), a folder, or ``file:///…``.
 
         ``index`` is the file of the local label index (default: one a store, below the user's data home). A new one is
         filled from the store when it is opened. ``limits`` may be shared with other stores. ``apps`` is the folder in
         which the applications live, for calls that name no folder. ``index_label`` is the key of the label whose value
-        stands in the archives' keys. With ``create=False``, NotAStore where there is no folder store yet. ``s3`` says how
-        a bucket is used; what the URL says comes first.
+        stands in the archives' keys. With ``create=False``, NotAStore where there is no folder store yet. ``s3`` says
+        how a bucket is used; what the URL says comes first.
 
         Entering (or awaiting) it raises InvalidInput, NotAStore, and CatalogError and its kinds.
         """
@@ -372,6 +371,34 @@ class SnapStore:
         name = f"{snapshot.app}-{snapshot.created_at:%Y%m%dT%H%M%SZ}.tar.zst"
         return await self._calls.run(self._store.download_url(snapshot.key, expires=expires, filename=name))
 
+    async def relabel(
+        self,
+        snapshot_id: str,
+        *,
+        add: Iterable[str] = (),
+        remove: Iterable[str] = (),
+        replace: Iterable[str] | None = None,
+    ) -> Snapshot:
+        """Change a snapshot's labels, and return it as it is then.
+
+        ``replace`` takes the place of all that it has; ``remove`` takes whole labels (``key:value``) or keys (all
+        labels of that key) from it; then ``add`` is added. Nodes that do this at the same time do not undo each other's
+        work where the store knows conditional writes; elsewhere the last one wins. The archive's key keeps the value
+        that it was made with. Raises InvalidInput, SnapshotNotFound, MetadataInvalid, PreconditionFailed.
+        """
+        added = [keys.check_label(label) for label in strings(add, "add")]
+        removed = list(strings(remove, "remove"))
+        others = None if replace is None else [keys.check_label(label) for label in strings(replace, "replace")]
+        snapshot = await self.get(snapshot_id)
+        if snapshot.format > FORMAT:
+            raise UnsupportedFormat(snapshot.id, snapshot.format, FORMAT)
+
+        def change(labels: Sequence[str]) -> Sequence[str]:
+            return objects.changed_labels(labels, added, removed, others)
+
+        work = objects.relabel(self._store, self._catalog, snapshot, change)
+        return await self._calls.run(uninterrupted(work))
+
     async def delete(self, snapshot_id: str) -> Snapshot:
         """Delete a snapshot (a prefix of its id, or ``APP@latest``, do here too), and return what it was."""
         snapshot = await self.get(snapshot_id)
@@ -394,14 +421,7 @@ class SnapStore:
             key = (await self._with_key(snapshot)).key
         except SnapshotNotFound:
             key = None  # the older system left metadata without an archive
-        await uninterrupted(self._delete_objects(snapshot, key))
-
-    async def _delete_objects(self, snapshot: Snapshot, key: str | None) -> None:
-        """First it stops existing, then its archive goes: what is listed always has its archive."""
-        await self._store.delete(keys.metadata_key(snapshot.id))
-        if key is not None:
-            await self._store.delete(key)
-        await self._catalog.remove([keys.id_bytes(snapshot.id)])
+        await uninterrupted(objects.delete(self._store, self._catalog, snapshot, key))
 
     @asynccontextmanager
     async def _reading(self, snapshot: Snapshot) -> AsyncIterator[ArchiveReader | ForeignReader]:
@@ -416,24 +436,11 @@ class SnapStore:
             error.key = error.key or snapshot.key
             raise
         except ObjectNotFound as error:
-            await self._calls.run(self._drop_if_gone(snapshot))
+            await self._calls.run(objects.drop_if_gone(self._store, self._catalog, snapshot))
             raise SnapshotNotFound(snapshot.id, f"the archive of snapshot {snapshot.id} is not in the store") from error
 
-    async def _drop_if_gone(self, snapshot: Snapshot) -> None:
-        try:
-            await self._store.head(keys.metadata_key(snapshot.id))
-        except ObjectNotFound:
-            await self._catalog.remove([keys.id_bytes(snapshot.id)])
-
     async def _with_key(self, snapshot: Snapshot) -> Snapshot:
-        """With its archive's key; the older system's metadata leaves it out, so the bucket is asked for it."""
-        if snapshot.key is not None:
-            return snapshot
-        async for page in self._store.list(keys.older_archive_prefix(snapshot.app, snapshot.id)):
-            for info in page:
-                return msgspec.structs.replace(snapshot, key=info.key)
-        await self._drop_if_gone(snapshot)
-        raise SnapshotNotFound(snapshot.id, f"the archive of snapshot {snapshot.id} is not in the store")
+        return await objects.with_key(self._store, self._catalog, snapshot)
 
     @property
     def _store(self) -> ObjectStore:

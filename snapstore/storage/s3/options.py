@@ -96,7 +96,9 @@ def parse(url: str, options: S3Options | None) -> tuple[Location, S3Options]:
         raise InvalidInput("an S3 URL holds no credentials: others can see it; use the environment or a profile")
     bucket, prefix = unquote(parts.netloc), unquote(parts.path).strip("/")
     if not _BUCKET.fullmatch(bucket) or parts.fragment:
-        raise InvalidInput(f"{url!r} names no bucket: write s3://bucket/prefix")
+        raise InvalidInput(
+            f"{url!r} names no bucket (3 characters at least, letters, digits, . and -): write s3://bucket/prefix"
+        )
     if prefix:
         check_key(prefix)
     try:

@@ -1,0 +1,257 @@
+"""What a store can do: each thing that snapstore asks of it, tried on a few small objects that are removed again."""
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from datetime import timedelta
+from typing import NamedTuple
+from urllib.request import urlopen
+
+from snapstore.aio import uninterrupted
+from snapstore.errors import PreconditionFailed, SnapstoreError, StorageError
+from snapstore.model import Check
+from snapstore.storage.base import ObjectStore, Part
+from snapstore.storage.s3.options import S3Options
+from snapstore.storage.urls import open_store
+
+_PART = 5 << 20
+"""The least that a part other than the last may have on AWS."""
+_SKEW_SECONDS = 120.0
+
+
+class _Failed(Exception):
+    """The store answered, and not as it should."""
+
+
+class _Step(NamedTuple):
+    name: str
+    needed: bool
+    use: str
+    """What it is for; where it is not needed, what is lost without it."""
+    run: Callable[[], Awaitable[str]]
+
+
+async def diagnose(url: str | os.PathLike[str], *, s3: S3Options | None = None) -> AsyncGenerator[Check, None]:
+    """Try everything that snapstore asks of the store at ``url``, and leave nothing behind there.
+
+    The index is not touched. What does not work is a `Check` with its reason, and no error; StorageError at the end
+    where something could not be removed. InvalidInput, NotAStore.
+    """
+    store = await open_store(os.fspath(url), create=False, s3=s3)
+    try:
+        async with aclosing(examine(store)) as checks:
+            async for check in checks:
+                yield check
+    finally:
+        await uninterrupted(store.aclose())
+
+
+async def examine(store: ObjectStore) -> AsyncGenerator[Check, None]:
+    """`diagnose`, on an open store; in an order in which the first failure explains the most."""
+    patient = _Patient(store)
+    try:
+        for step in patient.steps():
+            check = await _tried(step)
+            yield check
+            if check.result == "failed" and step.name == _FIRST:
+                return  # nothing else can work
+    finally:
+        await uninterrupted(patient.clean())
+
+
+async def _tried(step: _Step) -> Check:
+    started = time.monotonic()
+    failure = None
+    try:
+        detail = await step.run()
+    except (SnapstoreError, _Failed) as error:
+        failure, detail = error, str(error)
+    return Check(
+        name=step.name,
+        result="ok" if failure is None else "failed" if step.needed else "missing",
+        use=step.use,
+        detail=detail,
+        seconds=time.monotonic() - started,
+    )
+
+
+_FIRST = "list objects"
+
+
+class _Patient:
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._folder = f"doctor-{uuid.uuid4().hex}"
+        self._small = f"{self._folder}/small"
+        self._large = f"{self._folder}/large"
+        self._uploads: list[tuple[str, str]] = []
+        self._wrote = False
+
+    def steps(self) -> Sequence[_Step]:
+        return [
+            _Step(_FIRST, True, "reaching the store with these credentials; rebuilding the index", self.list_nothing),
+            _Step("write an object", True, "metadata, small archives", self.write),
+            _Step("read an object", True, "metadata; rebuilding the index", self.read),
+            _Step("read a range", True, "single files, parallel restores", self.read_range),
+            _Step("list what was just written", True, "an index that is right", self.list_written),
+            _Step("start a listing at a key", True, "syncing the index", self.list_after),
+            _Step("multipart upload", True, "archives over one part", self.multipart),
+            _Step("abort an upload", True, "leaving nothing behind when a snapshot fails", self.abort),
+            _Step("list uploads", False, "finding what a crash left behind", self.list_uploads),
+            _Step("refuse to overwrite", False, "a second guard against writing an id twice", self.create_only),
+            _Step(
+                "replace one version only",
+                False,
+                "two nodes relabelling at once: else the last wins",
+                self.replace_only,
+            ),
+            _Step("copy a part", False, "unchanged data stays in the store, instead of being sent again", self.copy),
+            _Step("download link", False, "links to archives", self.link),
+            _Step("clock", False, "signatures and links: both clocks should agree", self.clock),
+            _Step("delete objects", True, "deleting snapshots", self.delete),
+        ]
+
+    async def list_nothing(self) -> str:
+        async for _ in self._store.list(f"{self._folder}/"):
+            pass
+        return self._store.url
+
+    async def write(self) -> str:
+        self._wrote = True
+        await self._store.put(self._small, b"small object")
+        return ""
+
+    async def read(self) -> str:
+        _expect(
+            (await self._store.get(self._small)).content == b"small object", "what was read is not what was written"
+        )
+        return ""
+
+    async def read_range(self) -> str:
+        body = await self._store.get(self._small, start=6, size=3)
+        _expect(body.content == b"obj", f"the range holds {body.content!r}, not b'obj'")
+        return ""
+
+    async def list_written(self) -> str:
+        _expect(self._small in await self._keys(), "the listing does not have it yet: listings lag behind writes")
+        return ""
+
+    async def list_after(self) -> str:
+        other = f"{self._folder}/tiny"
+        await self._store.put(other, b"")
+        found = await self._keys(self._small)
+        _expect(found == [other], f"{len(found)} keys after the first of two, not 1")
+        return ""
+
+    async def multipart(self) -> str:
+        first, last = b"a" * _PART, b"b" * 1000
+        upload_id = await self._begin(self._large)
+        parts = [
+            await self._store.upload_part(self._large, upload_id, number, [body])
+            for number, body in ((1, first), (2, last))
+        ]
+        info = await self._store.complete_upload(self._large, upload_id, parts)
+        body = await self._store.get(self._large, start=_PART - 2, size=4, if_match=info.etag)
+        _expect(body.content == b"aabb", "the object is not made of its parts")
+        return f"parts of {self._store.part_size >> 20} MiB"
+
+    async def abort(self) -> str:
+        upload_id = await self._begin(f"{self._folder}/aborted")
+        await self._store.abort_upload(f"{self._folder}/aborted", upload_id)
+        return ""
+
+    async def list_uploads(self) -> str:
+        key = f"{self._folder}/begun"
+        upload_id = await self._begin(key)
+        listed = [found.upload_id async for page in self._store.list_uploads() for found in page]
+        await self._store.abort_upload(key, upload_id)
+        _expect(upload_id in listed, "an upload that was begun is not listed")
+        return ""
+
+    async def create_only(self) -> str:
+        try:
+            await self._store.put(self._small, b"small object", if_none_match=True)
+        except PreconditionFailed:
+            return ""
+        raise _Failed("the condition (If-None-Match) is ignored")
+
+    async def replace_only(self) -> str:
+        etag = (await self._store.head(self._small)).etag
+        await self._store.put(self._small, b"small object, again", if_match=etag)
+        try:
+            await self._store.put(self._small, b"small object, late", if_match=etag)
+        except PreconditionFailed:
+            return ""
+        raise _Failed("the condition (If-Match) is ignored")
+
+    async def copy(self) -> str:
+        key = f"{self._folder}/copy"
+        etag = (await self._store.head(self._large)).etag
+        upload_id = await self._begin(key)
+        part: Part = await self._store.copy_part(key, upload_id, 1, self._large, _PART - 2, 4, if_match=etag)
+        await self._store.complete_upload(key, upload_id, [part])
+        _expect((await self._store.get(key)).content == b"aabb", "the copy is not what was copied")
+        return ""
+
+    async def link(self) -> str:
+        url = await self._store.download_url(self._small, expires=timedelta(minutes=1), filename="doctor.txt")
+        try:
+            content = await asyncio.to_thread(_fetch, url)
+        except OSError as error:
+            raise _Failed(f"cannot be fetched from here: {error}") from error
+        _expect(content.startswith(b"small object"), "the link leads to something else")
+        return url.partition("?")[0] if url.startswith("file:") else ""
+
+    async def clock(self) -> str:
+        before = time.time()
+        skew = (await self._store.put(f"{self._folder}/clock", b"")).modified - before
+        _expect(abs(skew) < _SKEW_SECONDS, f"the store's clock is {skew:+.0f} s off this machine's")
+        return f"{max(0.0, abs(skew) - 1):.0f} s apart"
+
+    async def delete(self) -> str:
+        keys = await self._keys()
+        await self._store.delete(self._small)
+        await self._store.delete_many(key for key in keys if key != self._small)
+        left = await self._keys()
+        _expect(not left, f"{len(left)} objects are still listed after they were deleted")
+        return ""
+
+    async def clean(self) -> None:
+        """Whatever is left after a failure in the middle; what cannot be removed is named by its key."""
+        if not self._wrote:
+            return
+        left = []
+        for key, upload_id in self._uploads:
+            try:
+                await self._store.abort_upload(key, upload_id)
+            except SnapstoreError:
+                left.append(f"an upload of {key}")
+        try:
+            await self._store.delete_many(await self._keys())
+        except SnapstoreError:
+            left.append(f"objects below {self._folder}/")
+        if left:
+            raise StorageError(f"could not be removed from {self._store.url}: {', '.join(left)}")
+
+    async def _begin(self, key: str) -> str:
+        upload_id = await self._store.create_upload(key)
+        self._uploads.append((key, upload_id))
+        return upload_id
+
+    async def _keys(self, start_after: str = "") -> list[str]:
+        prefix = f"{self._folder}/"
+        return [found.key async for page in self._store.list(prefix, start_after=start_after) for found in page]
+
+
+def _expect(holds: bool, complaint: str) -> None:
+    if not holds:
+        raise _Failed(complaint)
+
+
+def _fetch(url: str) -> bytes:
+    with urlopen(url, timeout=30) as response:
+        content: bytes = response.read(1000)
+        return content

@@ -1,0 +1,90 @@
+"""A snapshot's two objects, its metadata and its archive, and the index's row: found, changed and deleted together.
+
+The order is FORMAT.md's commit protocol: the metadata goes first and comes last, so what is listed has its archive; the
+index follows the bucket.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from snapstore import keys, metadata
+from snapstore.errors import ObjectNotFound, PreconditionFailed, SnapshotNotFound
+from snapstore.index.catalog import Catalog
+from snapstore.model import Snapshot
+from snapstore.storage.base import ObjectStore
+
+_RELABEL_ATTEMPTS = 8
+
+
+async def with_key(store: ObjectStore, catalog: Catalog, snapshot: Snapshot) -> Snapshot:
+    """With its archive's key; the older system's metadata leaves it out, so the bucket is asked for it."""
+    if snapshot.key is not None:
+        return snapshot
+    async for page in store.list(keys.older_archive_prefix(snapshot.app, snapshot.id)):
+        for info in page:
+            return msgspec.structs.replace(snapshot, key=info.key)
+    await drop_if_gone(store, catalog, snapshot)
+    raise SnapshotNotFound(snapshot.id, f"the archive of snapshot {snapshot.id} is not in the store")
+
+
+async def drop_if_gone(store: ObjectStore, catalog: Catalog, snapshot: Snapshot) -> None:
+    """Another node may have deleted it: then it is no longer listed here either."""
+    try:
+        await store.head(keys.metadata_key(snapshot.id))
+    except ObjectNotFound:
+        await catalog.remove([keys.id_bytes(snapshot.id)])
+
+
+async def delete(store: ObjectStore, catalog: Catalog, snapshot: Snapshot, key: str | None) -> None:
+    """First it stops existing, then its archive (``key``, where there is one) goes."""
+    await store.delete(keys.metadata_key(snapshot.id))
+    if key is not None:
+        await store.delete(key)
+    await catalog.remove([keys.id_bytes(snapshot.id)])
+
+
+async def relabel(
+    store: ObjectStore, catalog: Catalog, snapshot: Snapshot, change: Callable[[Sequence[str]], Sequence[str]]
+) -> Snapshot:
+    """Its metadata with the labels that ``change`` makes of those it has; all else in it stays, known here or not.
+
+    Where another node changes it at the same time, the change is made anew on what that one wrote; where the server
+    knows no conditions, the last writer wins. SnapshotNotFound where it is gone.
+    """
+    key = keys.metadata_key(snapshot.id)
+    for attempt in range(_RELABEL_ATTEMPTS):
+        try:
+            body = await store.get(key)
+        except ObjectNotFound as error:
+            await catalog.remove([keys.id_bytes(snapshot.id)])
+            raise SnapshotNotFound(snapshot.id) from error
+        before = metadata.decode(key, body.content)
+        labels = change(before.labels)
+        if tuple(labels) == before.labels:
+            await catalog.put([(before, body.etag)])
+            return before
+        content = metadata.relabelled(body.content, labels)
+        try:
+            info = await store.put(key, content, if_match=body.etag)
+        except PreconditionFailed:
+            if attempt == _RELABEL_ATTEMPTS - 1:
+                raise
+            continue
+        after = metadata.decode(key, content)
+        await catalog.put([(after, info.etag)])
+        return after
+    raise AssertionError("unreachable")
+
+
+def changed_labels(
+    labels: Sequence[str], add: Iterable[str], remove: Iterable[str], replace: Iterable[str] | None
+) -> Sequence[str]:
+    """``labels`` (or ``replace`` in their place) without those in ``remove`` (whole ones, or keys), then ``add``."""
+    gone = set(remove)
+    kept = [
+        label
+        for label in (labels if replace is None else replace)
+        if label not in gone and keys.split_label(label)[0] not in gone
+    ]
+    return tuple(dict.fromkeys([*kept, *add]))
