@@ -35,6 +35,10 @@ _BYTES_A_MEMBER = 2048
 """Headers and line in the table of contents, generously: to choose the size of parts, and to ask for memory."""
 
 
+_UNDO_SECONDS = 30.0
+"""Whoever cancels is not made to wait longer for a store that does not answer."""
+
+
 class Request(NamedTuple):
     """What `SnapStore.create` was asked for, checked."""
 
@@ -201,12 +205,13 @@ class SnapshotWriter:
     async def undo(self) -> None:
         """Remove whatever was made. The order is that of a delete: what is listed always has its archive."""
         try:
-            if self._committing:
-                await self._store.delete(keys.metadata_key(self._id))
-            if self._uploading:
-                await self._store.delete(self._key)
-            if self._committing:
-                await self._catalog.remove([keys.id_bytes(self._id)])
+            async with asyncio.timeout(_UNDO_SECONDS):
+                if self._committing:
+                    await self._store.delete(keys.metadata_key(self._id))
+                if self._uploading:
+                    await self._store.delete(self._key)
+                if self._committing:
+                    await self._catalog.remove([keys.id_bytes(self._id)])
         except Exception as failure:
             # The error that brought us here matters more. An archive without metadata is garbage, which gc removes.
             log.warning("could not remove what is left of snapshot %s: %s", self._id, failure)

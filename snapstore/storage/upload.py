@@ -9,6 +9,8 @@ from snapstore.errors import SnapstoreError
 from snapstore.storage.base import Chunks, ObjectInfo, ObjectStore, Part
 
 MAX_PARTS = 10_000
+_ABORT_SECONDS = 30.0
+"""Whoever cancels is not made to wait longer for a store that does not answer."""
 
 log = logging.getLogger("snapstore")
 
@@ -70,7 +72,8 @@ class MultipartUpload:
         if self._upload_id is None:
             return
         try:
-            await self._store.abort_upload(self._key, self._upload_id)
-        except SnapstoreError as failure:
+            async with asyncio.timeout(_ABORT_SECONDS):
+                await self._store.abort_upload(self._key, self._upload_id)
+        except (SnapstoreError, TimeoutError) as failure:
             # The error that brought us here matters more; gc removes what is left once it is old enough.
             log.warning("could not abort the upload of %s, `gc` will remove it later: %s", self._key, failure)
