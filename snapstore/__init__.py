@@ -58,10 +58,10 @@ from snapstore.model import (
     Problem,
     Progress,
     ProgressCallback,
-    RebuildReport,
     RestoreReport,
     Snapshot,
     SnapshotReport,
+    SyncReport,
 )
 from snapstore.storage.s3.options import S3Options
 
@@ -102,7 +102,6 @@ __all__ = [
     "Problem",
     "Progress",
     "ProgressCallback",
-    "RebuildReport",
     "RestoreReport",
     "S3Options",
     "SnapStore",
@@ -116,6 +115,7 @@ __all__ = [
     "StorageFull",
     "StorageUnavailable",
     "StoreClosed",
+    "SyncReport",
     "TargetConflict",
     "TargetNotEmpty",
     "TargetUnwritable",

@@ -154,10 +154,14 @@ class Page(msgspec.Struct, frozen=True):
     cursor: str | None
 
 
-class RebuildReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rebuild of the index found in the bucket."""
+class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sync or a rebuild of the index found in the bucket."""
 
     snapshots: int
+    read: int
+    """Metadata objects that were read, as they were new or changed."""
+    removed: int
+    """Rows that were dropped, as their snapshots are gone."""
     problems: tuple[str, ...]
     """Objects under ``_metadata/`` that could not be understood, a sentence each."""
     seconds: float

@@ -4,7 +4,7 @@ import functools
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 
-import botocore.loaders  # type: ignore[import-untyped]
+import botocore.session  # type: ignore[import-untyped]
 import pytest
 
 from snapstore.storage.base import ObjectStore
@@ -15,7 +15,7 @@ from tests.conftest import BUCKET
 from tests.servers import Server
 from tests.storage_contract import StorageContract, Unsupported
 
-one_loader = functools.cache(botocore.loaders.create_loader)
+one_loader = functools.cache(botocore.session.create_loader)
 """Reads botocore's service models once, not for each test's client: that is most of what a short test takes."""
 
 
@@ -29,7 +29,7 @@ class ServerContract(StorageContract):
         self, running: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch
     ) -> AsyncIterator[ObjectStore]:
         servers.use(running(self.server_name), monkeypatch)
-        monkeypatch.setattr(botocore.loaders, "create_loader", one_loader)
+        monkeypatch.setattr(botocore.session, "create_loader", one_loader)
         store = S3Store(f"s3://{BUCKET}/{uuid.uuid4().hex}/data", S3Options(attempts=3))
         try:
             yield store

@@ -19,7 +19,7 @@ from snapstore.archive.select import clean_path
 from snapstore.cli.output import count, local_time, shown, size
 from snapstore.cli.session import FAILED, WARNINGS, Place, Session, command
 from snapstore.errors import InvalidInput, MemberNotFound, SnapshotNotFound
-from snapstore.model import Existing, Member, Snapshot
+from snapstore.model import Existing, Member, Snapshot, SyncReport
 
 app = typer.Typer(
     name="snapstore",
@@ -368,14 +368,27 @@ async def doctor(place: Place) -> int:
     return WARNINGS if "missing" in results else 0
 
 
+@command(index, "sync")
+async def index_sync(session: Session) -> int:
+    """Bring the index up to date with the store: read what is new or changed, drop what is gone."""
+    with session.out.progress() as progress:
+        return _tell(session, await session.store.sync(progress=progress))
+
+
 @command(index, "rebuild")
 async def index_rebuild(session: Session) -> int:
     """Read the index anew from the store's metadata."""
     with session.out.progress() as progress:
-        report = await session.store.rebuild(progress=progress)
+        return _tell(session, await session.store.rebuild(progress=progress))
+
+
+def _tell(session: Session, report: SyncReport) -> int:
     for problem in report.problems:
         session.out.warn(shown(problem))
-    session.out.say(f"{count(report.snapshots, 'snapshot')} in {session.store.index}, {report.seconds:.1f} s")
+    session.out.say(
+        f"{count(report.snapshots, 'snapshot')} in {session.store.index}: {report.read:,} read,"
+        f" {report.removed:,} dropped, {report.seconds:.1f} s"
+    )
     session.out.document(report)
     return WARNINGS if report.problems else 0
 

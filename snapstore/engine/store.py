@@ -39,10 +39,10 @@ from snapstore.model import (
     OnError,
     Page,
     ProgressCallback,
-    RebuildReport,
     RestoreReport,
     Snapshot,
     SnapshotReport,
+    SyncReport,
 )
 from snapstore.places import default_index
 from snapstore.storage.base import ObjectStore
@@ -140,7 +140,7 @@ class SnapStore:
         catalog = await Catalog.open(self._index or default_index(store.url), store.url, self._limits.files)
         try:
             if not await catalog.is_filled():
-                await sync.rebuild(store, catalog)
+                await sync.sync(store, catalog)
         except BaseException:
             await uninterrupted(catalog.aclose())
             raise
@@ -412,9 +412,13 @@ class SnapStore:
         await self._calls.run(run_all(deletes, at_once=_DELETES_AT_ONCE))
         return snapshots
 
-    async def rebuild(self, *, progress: ProgressCallback | None = None) -> RebuildReport:
+    async def sync(self, *, progress: ProgressCallback | None = None) -> SyncReport:
+        """Make the index equal to the store, which other nodes may have changed: reads what is new or changed only."""
+        return await self._calls.run(sync.sync(self._store, self._catalog, progress))
+
+    async def rebuild(self, *, progress: ProgressCallback | None = None) -> SyncReport:
         """Read the index anew from the store's metadata objects."""
-        return await self._calls.run(sync.rebuild(self._store, self._catalog, progress))
+        return await self._calls.run(sync.sync(self._store, self._catalog, progress, anew=True))
 
     async def _delete(self, snapshot: Snapshot) -> None:
         try:

@@ -92,8 +92,10 @@ class Catalog:
             raise AmbiguousId(prefix, [str(UUID(bytes=row[1])) for row in found])
         return rows.unpack(found[0][1:]) if found else None
 
-    async def ids(self) -> set[bytes]:
-        return {row[0] for row in await self._fetch("SELECT id FROM snapshot")}
+    async def etags(self, after: bytes, upto: bytes, *, limit: int = -1) -> dict[bytes, str]:
+        """Ids greater than ``after``, up to ``upto``, the first ``limit`` of them, with their metadata's ETags."""
+        sql = "SELECT id, etag FROM snapshot WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+        return dict(await self._fetch(sql, [after, upto, limit]))
 
     @contextmanager
     def rebuilding(self) -> Iterator[Callable[[Sequence[tuple[Snapshot, str]]], Awaitable[None]]]:
