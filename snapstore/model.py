@@ -135,6 +135,27 @@ ProgressCallback = Callable[[Progress], None]
 """Called on the event loop, so it must be quick; one that raises may end the call."""
 
 
+class Count(msgspec.Struct, frozen=True):
+    """How many snapshots an app has, or a label."""
+
+    name: str
+    snapshots: int
+
+
+class IndexStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of an index without asking its store."""
+
+    path: str
+    store: str
+    """The URL of the store that it belongs to."""
+    snapshots: int
+    synced_at: datetime | None
+    """When it was last made equal to the store, by a sync or a rebuild; None where that was not yet so."""
+    size: int
+    """Bytes of its files."""
+    schema: int
+
+
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was asked of a store, by `diagnose`."""
 

@@ -607,7 +607,7 @@ async def test_an_index_that_stays_locked_is_told(
     with closing(sqlite3.connect(tmp_path / "index.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(CatalogBusy) as caught:
-            await catalog.mark_filled()
+            await catalog.mark_filled(datetime.now(UTC))
     assert caught.value.path == str(tmp_path / "index.db")
 
 

@@ -170,3 +170,41 @@ async def test_what_cannot_be_understood_is_told_and_not_listed(
     assert [made.id in problem for problem in report.problems] == [True]
     assert (report.snapshots, report.removed) == (1, 1)
     assert await ids(two) == [other.id]
+
+
+async def test_apps_and_labels_are_counted(nodes: tuple[SnapStore, SnapStore], tmp_path: Path) -> None:
+    one, _ = nodes
+    for app, labels in (
+        ("blog", ["owner:42", "pinned"]),
+        ("blog", ["owner:42:a"]),
+        ("wiki", ["owner:7", "ownership:x"]),
+    ):
+        await one.create(app, tmp_path / "app", labels=labels)
+    assert [(found.name, found.snapshots) for found in await one.apps()] == [("blog", 2), ("wiki", 1)]
+    assert [(found.name, found.snapshots) for found in await one.labels()] == [
+        ("owner", 3),
+        ("ownership", 1),
+        ("pinned", 1),
+    ]
+    assert [(found.name, found.snapshots) for found in await one.labels("owner")] == [
+        ("owner:42", 1),
+        ("owner:42:a", 1),
+        ("owner:7", 1),
+    ]
+    assert await one.labels("nothing") == []
+
+
+async def test_the_index_says_how_much_it_holds_and_how_old_that_is(
+    nodes: tuple[SnapStore, SnapStore], tmp_path: Path
+) -> None:
+    one, two = nodes
+    await one.create("blog", tmp_path / "app")
+    before = await two.index_status()
+    assert (before.snapshots, before.path, before.store) == (0, str(tmp_path / "two.db"), two.url)
+    await two.sync()
+    after = await two.index_status()
+    assert after.snapshots == 1
+    assert after.size > 0
+    assert before.synced_at is not None
+    assert after.synced_at is not None
+    assert before.synced_at < after.synced_at

@@ -4,6 +4,7 @@ import re
 import signal
 import stat
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +20,7 @@ from snapstore.archive.select import clean_path
 from snapstore.cli.output import count, local_time, shown, size
 from snapstore.cli.session import FAILED, WARNINGS, Place, Session, command
 from snapstore.errors import InvalidInput, MemberNotFound, SnapshotNotFound
-from snapstore.model import Existing, Member, Snapshot, SyncReport
+from snapstore.model import Count, Existing, Member, Snapshot, SyncReport
 
 app = typer.Typer(
     name="snapstore",
@@ -157,6 +158,28 @@ async def latest(
     snapshot = await session.store.latest(app_name, labels=label)
     session.out.say(snapshot.id)
     session.out.document(snapshot)
+
+
+@command(app, "apps")
+async def apps(session: Session) -> None:
+    """List the applications, and how many snapshots each has."""
+    _counts(session, "APP", await session.store.apps())
+
+
+@command(app, "labels")
+async def labels(
+    session: Session,
+    key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="The values of this key.")] = None,
+) -> None:
+    """List the keys of labels, or all labels of one key, and how many snapshots have each."""
+    _counts(session, "LABEL", await session.store.labels(key))
+
+
+def _counts(session: Session, title: str, counts: Sequence[Count]) -> None:
+    for found in counts:
+        session.out.document(found)
+    if not session.out.as_json:
+        session.out.table((title, "SNAPSHOTS"), [(shown(found.name), f"{found.snapshots:,}") for found in counts])
 
 
 @command(app, "show")
@@ -366,6 +389,22 @@ async def doctor(place: Place) -> int:
         place.out.fail("this store cannot be used as it is")
         return FAILED
     return WARNINGS if "missing" in results else 0
+
+
+@command(index, "status")
+async def index_status(session: Session) -> None:
+    """Show how much is in the index, and how old that is."""
+    status = await session.store.index_status()
+    session.out.document(status)
+    for name, value in (
+        ("index", status.path),
+        ("store", status.store),
+        ("snapshots", f"{status.snapshots:,}"),
+        ("synced", local_time(status.synced_at) if status.synced_at else "never"),
+        ("size", size(status.size)),
+        ("schema", str(status.schema)),
+    ):
+        session.out.say(f"{name:<10} {shown(value)}")
 
 
 @command(index, "sync")

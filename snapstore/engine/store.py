@@ -34,7 +34,9 @@ from snapstore.index.catalog import Catalog, Query
 from snapstore.model import (
     FORMAT,
     Caps,
+    Count,
     Existing,
+    IndexStatus,
     Member,
     OnError,
     Page,
@@ -411,6 +413,18 @@ class SnapStore:
         deletes = (self._delete(snapshot) for snapshot in snapshots)
         await self._calls.run(run_all(deletes, at_once=_DELETES_AT_ONCE))
         return snapshots
+
+    async def apps(self) -> Sequence[Count]:
+        """Every app with how many snapshots it has, by name; from the index alone."""
+        return await self._calls.run(self._catalog.apps())
+
+    async def labels(self, key: str | None = None) -> Sequence[Count]:
+        """Every key of a label, or every label (``key:value``) of ``key``, and how many snapshots have it, by name."""
+        return await self._calls.run(self._catalog.labels(key))
+
+    async def index_status(self) -> IndexStatus:
+        """How much is in the index, and how old that is."""
+        return await self._calls.run(self._catalog.status())
 
     async def sync(self, *, progress: ProgressCallback | None = None) -> SyncReport:
         """Make the index equal to the store, which other nodes may have changed: reads what is new or changed only."""

@@ -22,7 +22,7 @@ from snapstore.errors import AmbiguousId, CatalogBusy, InvalidInput
 from snapstore.index import rows
 from snapstore.index.file import prepare, unusable
 from snapstore.keys import split_label
-from snapstore.model import Page, Snapshot
+from snapstore.model import Count, IndexStatus, Page, Snapshot
 
 T = TypeVar("T")
 
@@ -44,8 +44,9 @@ class Query(NamedTuple):
 class Catalog:
     """An open index file; made by `Catalog.open`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, workers: Workers) -> None:
         self.path = path
+        self._workers = workers
         self._writer: aiosqlite.Connection | None = None
         self._writing = asyncio.Lock()
         self._idle: list[aiosqlite.Connection] = []
@@ -59,7 +60,7 @@ class Catalog:
 
         CatalogTooNew, CatalogMismatch for another store's index or another program's file, CatalogError.
         """
-        catalog = cls(await workers.run(os.path.abspath, path))
+        catalog = cls(await workers.run(os.path.abspath, path), workers)
         await workers.run(prepare, catalog.path, store_url)
         return catalog
 
@@ -91,6 +92,38 @@ class Catalog:
         if len(found) > 1:
             raise AmbiguousId(prefix, [str(UUID(bytes=row[1])) for row in found])
         return rows.unpack(found[0][1:]) if found else None
+
+    async def apps(self) -> list[Count]:
+        """Every app, and how many snapshots it has, by name."""
+        sql = "SELECT a.name, count(*) FROM app a JOIN snapshot s USING (app) GROUP BY a.app ORDER BY a.name"
+        return [Count(*row) for row in await self._fetch(sql)]
+
+    async def labels(self, key: str | None) -> list[Count]:
+        """Every label's key, or every label of a key, and how many snapshots have it, by name."""
+        if key is None:
+            where, values = "instr(l.name, ':') = 0", []
+        else:
+            # From `key:` to what comes after all that begins so: `;` follows `:`.
+            where, values = "l.name >= ? AND l.name < ?", [f"{key}:", f"{key};"]
+        sql = (
+            f"SELECT l.name, count(*) FROM label l JOIN snapshot_label USING (label) WHERE {where}"
+            " GROUP BY l.label ORDER BY l.name"
+        )
+        return [Count(*row) for row in await self._fetch(sql, values)]
+
+    async def status(self) -> IndexStatus:
+        [(url, synced, count, schema)] = await self._fetch(
+            "SELECT url, synced, (SELECT count(*) FROM snapshot), (SELECT user_version FROM pragma_user_version)"
+            " FROM store"
+        )
+        return IndexStatus(
+            path=self.path,
+            store=url,
+            snapshots=count,
+            synced_at=None if synced is None else rows.moment(synced),
+            size=await self._workers.run(_size, self.path),
+            schema=schema,
+        )
 
     async def etags(self, after: bytes, upto: bytes, *, limit: int = -1) -> dict[bytes, str]:
         """Ids greater than ``after``, up to ``upto``, the first ``limit`` of them, with their metadata's ETags."""
@@ -152,9 +185,11 @@ class Catalog:
 
         await self._change(change)
 
-    async def mark_filled(self) -> None:
+    async def mark_filled(self, moment: datetime) -> None:
+        """It holds all that its bucket held at ``moment``."""
+
         async def change(connection: aiosqlite.Connection) -> None:
-            await connection.execute("UPDATE store SET filled = 1")
+            await connection.execute("UPDATE store SET filled = 1, synced = ?", [rows.microseconds(moment)])
 
         await self._change(change)
 
@@ -299,6 +334,11 @@ def _one_listing(query: Query, after: tuple[int, bytes] | None, app: str | None)
     # CROSS JOIN keeps the order of the tables: that of their time, which a cleverer plan would have to sort by.
     sql = f"SELECT {driver}.position, {_COLUMNS} FROM {' CROSS JOIN '.join(tables)} WHERE {' AND '.join(conditions)}"
     return sql + _order(query), values
+
+
+def _size(path: str) -> int:
+    """Of the index with what SQLite keeps beside it."""
+    return sum(os.path.getsize(file) for suffix in ("", "-wal", "-shm") if os.path.exists(file := path + suffix))
 
 
 def _label_names(labels: Iterable[str]) -> set[str]:

@@ -42,6 +42,10 @@ def microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
+def moment(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
 def pack(snapshot: Snapshot, etag: str) -> tuple[int, bytes, str, str, bytes]:
     """Wanted position, id, app, ETag and detail of a snapshot."""
     created = microseconds(snapshot.created_at)
@@ -77,7 +81,7 @@ def unpack(row: Any) -> Snapshot:
     return Snapshot(
         id=snapshot_id,
         app=app,
-        created_at=_EPOCH + timedelta(microseconds=detail.created),
+        created_at=moment(detail.created),
         labels=detail.labels,
         key=_whole_key(detail.key, app, snapshot_id),
         size=detail.size,

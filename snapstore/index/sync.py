@@ -10,6 +10,7 @@ before it is dropped.
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from uuid import UUID
 
 from snapstore import metadata
@@ -39,7 +40,7 @@ async def sync(
 
     ``after`` leaves out the snapshots whose ids (16 bytes) are not greater. Readers see each page when it is done.
     """
-    started = time.monotonic()
+    began, started = datetime.now(UTC), time.monotonic()
     step = _Step(store, catalog, anew)
     position = after
     start_after = metadata_key(str(UUID(bytes=after))) if after else ""
@@ -55,7 +56,7 @@ async def sync(
             await step.drop_gone(known)
             position = max(known)
     if not after:
-        await catalog.mark_filled()
+        await catalog.mark_filled(began)
     for problem in step.problems:
         log.warning("not listed: %s", problem)
     return SyncReport(
