@@ -183,8 +183,8 @@ def _extras(options: S3Options) -> dict[str, str]:
 
 def _add_md5(params: dict[str, Any], **_: Any) -> None:
     """DeleteObjects must carry a digest, and older servers know no other than this."""
-    for name in [name for name in params["headers"] if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-"))]:
-        del params["headers"][name]
+    params["context"].pop("checksum", None)  # botocore would add one of its own
+    params["headers"].pop("x-amz-sdk-checksum-algorithm", None)
     params["headers"]["Content-MD5"] = base64.b64encode(
         hashlib.md5(params["body"], usedforsecurity=False).digest()
     ).decode()

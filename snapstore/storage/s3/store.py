@@ -126,10 +126,19 @@ class S3Store:
         except ObjectNotFound as error:
             raise PreconditionFailed(key) from error  # If-Match on what is not there
         except PreconditionFailed as error:
-            if was_repeated(error) and (await self.get(key)).content == body:
-                return await self.head(key)
+            if was_repeated(error) and (ours := await self._written(key, body)):
+                return ours
             raise
         return ObjectInfo(key, len(body), bare(answer["ETag"]), time_of(answer))
+
+    async def _written(self, key: str, body: bytes) -> ObjectInfo | None:
+        """What is there, if that is ``body``: then an earlier attempt was applied, and its answer lost."""
+        try:
+            there = await self.head(key)
+            same = there.size == len(body) and (await self.get(key, if_match=there.etag)).content == body
+        except (ObjectNotFound, PreconditionFailed):
+            return None
+        return there if same else None
 
     def _class_of(self, key: str) -> dict[str, Any]:
         """What is not an archive stays in the standard class: it is small, and read often."""
@@ -212,6 +221,9 @@ class S3Store:
                 except Unsupported:
                     log.info("%s deletes no objects together: going on one by one", self.url)
                     self._deletes_many = False
+                except StorageError as error:
+                    failures += [error] * len(batch)
+                    continue
             await run_all((self._try_to_delete(key, failures) for key in batch), at_once=_DELETES_AT_ONCE)
         if failures:
             raise StorageError(f"{len(failures)} objects were not deleted; the first: {failures[0]}") from failures[0]
