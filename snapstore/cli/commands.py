@@ -376,14 +376,16 @@ def _confirm(question: str) -> None:
 async def doctor(place: Place) -> int:
     """Check a store: reaching it, permissions, and each thing that snapstore asks of it. Leaves nothing there."""
     checks = []
-    async for check in snapstore.diagnose(place.url):
-        place.out.document(check)
-        checks.append(check)
-    if not place.out.as_json:
-        place.out.table(
-            ("RESULT", "CHECK", "FOR", "DETAIL"),
-            [(check.result, check.name, check.use, shown(check.detail)) for check in checks],
-        )
+    try:
+        async for check in snapstore.diagnose(place.url):
+            place.out.document(check)
+            checks.append(check)
+    finally:
+        if checks and not place.out.as_json:
+            place.out.table(
+                ("RESULT", "CHECK", "FOR", "DETAIL"),
+                [(check.result, check.name, check.use, shown(check.detail)) for check in checks],
+            )
     results = {check.result for check in checks}
     if "failed" in results:
         place.out.fail("this store cannot be used as it is")

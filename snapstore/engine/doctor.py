@@ -7,13 +7,14 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
+from http.client import HTTPException
 from typing import NamedTuple
 from urllib.request import urlopen
 
 from snapstore.aio import uninterrupted
-from snapstore.errors import PreconditionFailed, SnapstoreError, StorageError
+from snapstore.errors import ObjectNotFound, PreconditionFailed, SnapstoreError, StorageError
 from snapstore.model import Check
-from snapstore.storage.base import ObjectStore, Part
+from snapstore.storage.base import ObjectInfo, ObjectStore, Part
 from snapstore.storage.s3.options import S3Options
 from snapstore.storage.urls import open_store
 
@@ -84,11 +85,12 @@ _FIRST = "list objects"
 class _Patient:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._folder = f"doctor-{uuid.uuid4().hex}"
-        self._small = f"{self._folder}/small"
-        self._large = f"{self._folder}/large"
+        # Without a slash: some servers would keep an empty folder.
+        self._prefix = f"doctor-{uuid.uuid4().hex}."
+        self._small = f"{self._prefix}small"
+        self._large = f"{self._prefix}large"
         self._uploads: list[tuple[str, str]] = []
-        self._wrote = False
+        self._written: set[str] = set()
 
     def steps(self) -> Sequence[_Step]:
         return [
@@ -115,13 +117,12 @@ class _Patient:
         ]
 
     async def list_nothing(self) -> str:
-        async for _ in self._store.list(f"{self._folder}/"):
+        async for _ in self._store.list(self._prefix):
             pass
         return self._store.url
 
     async def write(self) -> str:
-        self._wrote = True
-        await self._store.put(self._small, b"small object")
+        await self._put(self._small, b"small object")
         return ""
 
     async def read(self) -> str:
@@ -140,8 +141,8 @@ class _Patient:
         return ""
 
     async def list_after(self) -> str:
-        other = f"{self._folder}/tiny"
-        await self._store.put(other, b"")
+        other = f"{self._prefix}tiny"
+        await self._put(other, b"")
         found = await self._keys(self._small)
         _expect(found == [other], f"{len(found)} keys after the first of two, not 1")
         return ""
@@ -159,21 +160,23 @@ class _Patient:
         return f"parts of {self._store.part_size >> 20} MiB"
 
     async def abort(self) -> str:
-        upload_id = await self._begin(f"{self._folder}/aborted")
-        await self._store.abort_upload(f"{self._folder}/aborted", upload_id)
+        upload_id = await self._begin(f"{self._prefix}aborted")
+        await self._store.abort_upload(f"{self._prefix}aborted", upload_id)
         return ""
 
     async def list_uploads(self) -> str:
-        key = f"{self._folder}/begun"
+        key = f"{self._prefix}begun"
         upload_id = await self._begin(key)
         listed = [found.upload_id async for page in self._store.list_uploads() for found in page]
         await self._store.abort_upload(key, upload_id)
         _expect(upload_id in listed, "an upload that was begun is not listed")
+        listed = [found.upload_id async for page in self._store.list_uploads() for found in page]
+        _expect(upload_id not in listed, "an upload that was aborted is still listed")
         return ""
 
     async def create_only(self) -> str:
         try:
-            await self._store.put(self._small, b"small object", if_none_match=True)
+            await self._store.put(self._small, b"small object, over it", if_none_match=True)
         except PreconditionFailed:
             return ""
         raise _Failed("the condition (If-None-Match) is ignored")
@@ -188,7 +191,7 @@ class _Patient:
         raise _Failed("the condition (If-Match) is ignored")
 
     async def copy(self) -> str:
-        key = f"{self._folder}/copy"
+        key = f"{self._prefix}copy"
         etag = (await self._store.head(self._large)).etag
         upload_id = await self._begin(key)
         part: Part = await self._store.copy_part(key, upload_id, 1, self._large, _PART - 2, 4, if_match=etag)
@@ -200,50 +203,60 @@ class _Patient:
         url = await self._store.download_url(self._small, expires=timedelta(minutes=1), filename="doctor.txt")
         try:
             content = await asyncio.to_thread(_fetch, url)
-        except OSError as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise _Failed(f"cannot be fetched from here: {error}") from error
         _expect(content.startswith(b"small object"), "the link leads to something else")
         return url.partition("?")[0] if url.startswith("file:") else ""
 
     async def clock(self) -> str:
         before = time.time()
-        skew = (await self._store.put(f"{self._folder}/clock", b"")).modified - before
+        skew = (await self._put(f"{self._prefix}clock", b"")).modified - before
         _expect(abs(skew) < _SKEW_SECONDS, f"the store's clock is {skew:+.0f} s off this machine's")
         return f"{max(0.0, abs(skew) - 1):.0f} s apart"
 
     async def delete(self) -> str:
-        keys = await self._keys()
         await self._store.delete(self._small)
-        await self._store.delete_many(key for key in keys if key != self._small)
+        await self._store.delete_many(key for key in self._written if key != self._small)
         left = await self._keys()
         _expect(not left, f"{len(left)} objects are still listed after they were deleted")
         return ""
 
     async def clean(self) -> None:
-        """Whatever is left after a failure in the middle; what cannot be removed is named by its key."""
-        if not self._wrote:
-            return
+        """Whatever is left, also after a failure in the middle. StorageError for what cannot be removed."""
         left = []
         for key, upload_id in self._uploads:
             try:
                 await self._store.abort_upload(key, upload_id)
             except SnapstoreError:
                 left.append(f"an upload of {key}")
-        try:
-            await self._store.delete_many(await self._keys())
-        except SnapstoreError:
-            left.append(f"objects below {self._folder}/")
+        # By what was written, not by what is listed: listings may lag behind.
+        for key in self._written:
+            try:
+                await self._store.delete(key)
+                await self._store.head(key)
+                left.append(key)
+            except ObjectNotFound:
+                continue
+            except SnapstoreError:
+                left.append(key)
         if left:
             raise StorageError(f"could not be removed from {self._store.url}: {', '.join(left)}")
 
+    async def _put(self, key: str, body: bytes) -> ObjectInfo:
+        self._written.add(key)
+        return await self._store.put(key, body)
+
     async def _begin(self, key: str) -> str:
+        return await uninterrupted(self._begun(key))
+
+    async def _begun(self, key: str) -> str:
+        self._written.add(key)
         upload_id = await self._store.create_upload(key)
         self._uploads.append((key, upload_id))
         return upload_id
 
     async def _keys(self, start_after: str = "") -> list[str]:
-        prefix = f"{self._folder}/"
-        return [found.key async for page in self._store.list(prefix, start_after=start_after) for found in page]
+        return [found.key async for page in self._store.list(self._prefix, start_after=start_after) for found in page]
 
 
 def _expect(holds: bool, complaint: str) -> None:

@@ -83,7 +83,8 @@ class ObjectStore(Protocol):
         """Write a whole object, replacing what was there.
 
         With ``if_none_match``, PreconditionFailed where the key exists; with ``if_match``, where its ETag is another
-        or it does not exist.
+        or it does not exist. Over a network an equal body that is there already may count as written: it may be the
+        work of an earlier attempt, whose answer was lost.
         """
 
     async def get(self, key: str, *, start: int = 0, size: int | None = None, if_match: str | None = None) -> Body:

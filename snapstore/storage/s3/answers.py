@@ -53,11 +53,6 @@ def status_of(failure: BaseException) -> int:
     return int(_response(failure).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def was_repeated(failure: BaseException) -> bool:
-    """Earlier attempts of the request may have been applied."""
-    return bool(_response(failure).get("ResponseMetadata", {}).get("RetryAttempts", 0))
-
-
 def _response(failure: BaseException) -> Mapping[str, Any]:
     found = getattr(failure, "response", None) or getattr(failure.__cause__, "response", None)
     return found if isinstance(found, Mapping) else {}

@@ -193,6 +193,9 @@ def _add_md5(params: dict[str, Any], **_: Any) -> None:
 class _Session(AIOHTTPSession):  # type: ignore[misc]
     """Sends each single attempt of a request."""
 
+    async def _get_session(self, proxy_url: Any) -> Any:
+        return _Direct(await super()._get_session(proxy_url))
+
     async def send(self, request: Any) -> Any:
         body = request.body
         # Some gateways never answer the question; a part that is refused costs no more than its own bytes.
@@ -206,7 +209,8 @@ class _Session(AIOHTTPSession):  # type: ignore[misc]
         except TimeoutError as error:
             raise boto.ReadTimeoutError(endpoint_url=request.url, error=error) from error
         except boto.SSLError as error:
-            raise _Refused(error) from error
+            # A certificate that is not trusted now is not trusted a second later: botocore would try again.
+            raise errors.CertificateRefused(error=error) from error
         finally:
             request.body = body  # for its next attempt
         if response.status_code == 429:
@@ -214,8 +218,14 @@ class _Session(AIOHTTPSession):  # type: ignore[misc]
         return response
 
 
-class _Refused(boto.BotoCoreError):  # type: ignore[misc]
-    """A certificate that is not trusted now is not trusted a second later: unlike botocore's, not worth a retry."""
+class _Direct:
+    """An aiohttp session that follows no redirection: what is signed is for one host, and botocore finds the other."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    def request(self, method: str, **options: Any) -> Any:
+        return self._session.request(method, allow_redirects=False, **options)
 
 
 async def _watched(body: Payload, timer: asyncio.Timeout, stall: float) -> AsyncIterator[memoryview]:

@@ -38,6 +38,12 @@ _OUT_OF_RANGE = {"InvalidRange", "416"}
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "301"}
 
 
+class CertificateRefused(boto.BotoCoreError):  # type: ignore[misc]
+    """The server's certificate is not to be trusted."""
+
+    fmt = "{error}"
+
+
 def translate(error: Exception, operation: str, key: str | None, store: str) -> SnapstoreError:
     """The error of our tree for what botocore raised while ``operation`` was done on ``key`` (None: on the bucket)."""
     if isinstance(error, boto.ClientError):
@@ -50,7 +56,7 @@ def translate(error: Exception, operation: str, key: str | None, store: str) -> 
         )
     if isinstance(error, boto.ProfileNotFound):
         return BadCredentials(f"{error}: set AWS_PROFILE to one of those in ~/.aws/config", key)
-    if isinstance(error, boto.SSLError):
+    if isinstance(error, boto.SSLError | CertificateRefused):
         return StorageUnavailable(
             f"no secure connection to {store}: {error}. If its certificate is signed by an authority of your own, name"
             " that one's certificate in AWS_CA_BUNDLE",
@@ -90,14 +96,14 @@ def _of_answer(error: boto.ClientError, operation: str, key: str | None, store: 
         )
     if code == "InvalidObjectState":
         return StorageError(f"{key!r} is in an archive class: have {store} restore it first, then try again", key)
+    if code in _FULL or status == 507:
+        return StorageFull(f"{store} is full or over its quota ({said}): free some space", key)
     if status == 403:
         return AccessDenied(
             f"{store} does not allow {operation} ({said}): `snapstore doctor` shows which permissions are missing", key
         )
     if status == 401:
         return BadCredentials(f"{store} does not accept the credentials ({said}): check access key and secret", key)
-    if code in _FULL or status == 507:
-        return StorageFull(f"{store} is full or over its quota ({said}): free some space", key)
     if code in _THROTTLED or status in (429, 503):
         return Throttled(
             f"{store} asks for fewer requests ({said}): try again later, or with fewer at once",

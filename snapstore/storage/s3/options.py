@@ -117,12 +117,22 @@ def parse(url: str, options: S3Options | None) -> tuple[Location, S3Options]:
 
 
 def endpoint_of(options: S3Options) -> str | None:
-    """The endpoint that the options or the environment name; a profile's is found by the client alone."""
-    if options.endpoint:
-        return options.endpoint.rstrip("/")
-    if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+    """The endpoint that the options or the environment name; a profile's is found by the client alone. InvalidInput."""
+    endpoint = options.endpoint
+    if not endpoint and os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint:
         return None
-    return (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/") or None
+    try:
+        parts = urlsplit(endpoint)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        parts, usable = urlsplit(""), False
+    if parts.username or parts.password:
+        raise InvalidInput("an endpoint holds no credentials: others can see it; use the environment or a profile")
+    if not usable:
+        raise InvalidInput(f"{endpoint!r} is no endpoint: write https://host or http://host:port")
+    return endpoint.rstrip("/")
 
 
 def customer_key(options: S3Options) -> bytes | None:

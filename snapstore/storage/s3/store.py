@@ -38,7 +38,6 @@ from snapstore.storage.s3.answers import (
     etag_of_parts,
     quoted,
     time_of,
-    was_repeated,
 )
 from snapstore.storage.s3.options import S3Options, endpoint_of, parse
 from snapstore.storage.s3.payload import Payload
@@ -125,8 +124,10 @@ class S3Store:
             answer = await self._call("PutObject", key, size=len(body), **parameters)
         except ObjectNotFound as error:
             raise PreconditionFailed(key) from error  # If-Match on what is not there
-        except PreconditionFailed as error:
-            if was_repeated(error) and (ours := await self._written(key, body)):
+        except PreconditionFailed:
+            # Not only where botocore says that it repeated the request: aiohttp does so by itself on a connection that
+            # it used before and that was closed.
+            if ours := await self._written(key, body):
                 return ours
             raise
         return ObjectInfo(key, len(body), bare(answer["ETag"]), time_of(answer))
@@ -136,7 +137,7 @@ class S3Store:
         try:
             there = await self.head(key)
             same = there.size == len(body) and (await self.get(key, if_match=there.etag)).content == body
-        except (ObjectNotFound, PreconditionFailed):
+        except (ObjectNotFound, PreconditionFailed, StorageError):
             return None
         return there if same else None
 
@@ -187,8 +188,10 @@ class S3Store:
             return
         ours = self._location.prefix
         parameters: dict[str, Any] = {"Prefix": ours + prefix}
-        if start_after:
+        if start_after.startswith(prefix) and start_after:
             parameters["StartAfter"] = ours + start_after
+        elif start_after.encode() > prefix.encode():
+            return  # all keys that begin so come before it; some servers know no start outside of the prefix
         while True:
             answer = await self._call("ListObjectsV2", None, **parameters)
             yield [
@@ -199,6 +202,7 @@ class S3Store:
                     found["LastModified"].timestamp(),
                 )
                 for found in answer.get("Contents", ())
+                if not found["Key"].endswith("/")  # a folder, as consoles and some servers make them
             ]
             token = answer.get("NextContinuationToken")
             if not answer.get("IsTruncated") or not token:
@@ -356,7 +360,11 @@ class S3Store:
         return await client.link(
             name,
             int(expires.total_seconds()),
-            {"ResponseContentDisposition": disposition, "ResponseContentType": "application/zstd"},
+            {
+                "ResponseContentDisposition": disposition,
+                "ResponseContentType": "application/zstd",
+                **({"RequestPayer": "requester"} if self._options.requester_pays else {}),
+            },
         )
 
     # -- requests ------------------------------------------------------------------------------------------------
