@@ -66,12 +66,11 @@ def encode(snapshot: Snapshot) -> bytes:
 
 def relabelled(body: bytes, labels: Sequence[str]) -> bytes:
     """The metadata object ``body`` with other labels and the next revision; fields that we do not know stay in it."""
-    fields: dict[str, Any] = msgspec.json.decode(body)
-    _, size = _split_size(fields["labels"])
+    known = _decoder.decode(body)
+    _, size = _split_size(known.labels)
     kept = [] if size is None else [f"{SIZE_LABEL}{size}"]
-    fields["labels"] = [*labels, *kept]
-    fields["revision"] = fields.get("revision", 0) + 1
-    return msgspec.json.encode(fields)
+    fields: dict[str, Any] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode(fields | {"labels": [*labels, *kept], "revision": known.revision + 1})
 
 
 def decode(key: str, body: bytes) -> Snapshot:

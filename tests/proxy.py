@@ -87,8 +87,9 @@ class StallAnswer:
 
 @dataclass(frozen=True)
 class StallRequest:
-    """Read no more of the request after 64 KiB of its body, and never answer; the server never hears of it.
+    """Read no more of the request after 64 KiB of its body or a little more, and never answer.
 
+    The server never hears of it. A client feels it when the kernel's buffers are full, after some MiB.
     Whether the client has gone cannot be seen then: the connection counts as open until the proxy is closed.
     """
 
@@ -280,6 +281,9 @@ class Proxy:
         key: str | None = None,
     ) -> Rule:
         """Break the next `times` requests (all, if None) of that operation and key, after `skip` of them.
+
+        aiohttp itself repeats a GET, PUT or DELETE once if a connection that was in use before is dropped without an
+        answer: give `DropRequest` and `LoseAnswer` two times for its client to see them.
 
         `key` is a pattern as of `fnmatch`, whose ``*`` takes slashes too. A request meets the first rule that takes it,
         in the order in which they were given, and no other.

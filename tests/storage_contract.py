@@ -172,6 +172,8 @@ class StorageContract:
     """So many objects as to fill more than one page of any server, and more than one DeleteObjects request."""
 
     supports_conditional_writes: bool | Unsupported = True
+    supports_completed_etags: bool | Unsupported = True
+    """Whether a completion answers with the ETag that the object has from then on."""
     supports_copy: bool | Unsupported = True
     supports_list_uploads: bool | Unsupported = True
     supports_byte_order: bool | Unsupported = True
@@ -284,15 +286,13 @@ class StorageContract:
     # -- ranges --------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("start", [0, 1, 999, 1000, 1001, 1 << 40])
-    @pytest.mark.parametrize("size", [None, 0, 1, 999, 1000, 1001, 1 << 50])
-    async def test_a_range_gives_what_lies_within_the_object(
-        self, bucket: ObjectStore, start: int, size: int | None
-    ) -> None:
+    async def test_a_range_gives_what_lies_within_the_object(self, bucket: ObjectStore, start: int) -> None:
         key, content = unique(), numbered(1000)
         etag = (await bucket.put(key, content)).etag
-        body = await bucket.get(key, start=start, size=size)
-        assert body.content == (content[start:] if size is None else content[start : start + size])
-        assert body.etag == etag
+        for size in (None, 0, 1, 999, 1000, 1001, 1 << 50):
+            body = await bucket.get(key, start=start, size=size)
+            assert body.content == (content[start:] if size is None else content[start : start + size]), size
+            assert body.etag == etag, size
 
     @pytest.mark.parametrize(("start", "size"), [(0, None), (0, 0), (0, 10), (1, None), (1, 10)])
     async def test_any_range_of_an_empty_object_is_empty(
@@ -566,9 +566,10 @@ class StorageContract:
         completed = await bucket.complete_upload(key, upload_id, parts)
         headed = await bucket.head(key)
         assert (completed.key, completed.size) == (key, sum(map(len, bodies)))
-        assert (headed.size, headed.etag) == (completed.size, completed.etag)
+        assert headed.size == completed.size
         body = await bucket.get(key)
-        assert (body.content, body.etag) == (b"".join(bodies), completed.etag)
+        assert (body.content, body.etag) == (b"".join(bodies), headed.etag)
+        assert headed.etag == completed.etag or not self.supports_completed_etags
         start = self.part_size - 1
         assert (await bucket.get(key, start=start, size=2)).content == bodies[0][-1:] + bodies[1][:1]
 

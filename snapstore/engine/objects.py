@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from snapstore import keys, metadata
-from snapstore.errors import ObjectNotFound, PreconditionFailed, SnapshotNotFound
+from snapstore.errors import ObjectNotFound, PreconditionFailed, SnapshotNotFound, UnsupportedFormat
 from snapstore.index.catalog import Catalog
-from snapstore.model import Snapshot
+from snapstore.model import FORMAT, Snapshot
 from snapstore.storage.base import ObjectStore
 
 _RELABEL_ATTEMPTS = 8
@@ -60,18 +60,20 @@ async def relabel(
             await catalog.remove([keys.id_bytes(snapshot.id)])
             raise SnapshotNotFound(snapshot.id) from error
         before = metadata.decode(key, body.content)
+        if before.format > FORMAT:
+            raise UnsupportedFormat(snapshot.id, before.format, FORMAT)
         labels = change(before.labels)
         if tuple(labels) == before.labels:
             await catalog.put([(before, body.etag)])
             return before
         content = metadata.relabelled(body.content, labels)
+        after = metadata.decode(key, content)  # before it is written: what nobody could read must not be
         try:
             info = await store.put(key, content, if_match=body.etag)
         except PreconditionFailed:
             if attempt == _RELABEL_ATTEMPTS - 1:
                 raise
             continue
-        after = metadata.decode(key, content)
         await catalog.put([(after, info.etag)])
         return after
     raise AssertionError("unreachable")

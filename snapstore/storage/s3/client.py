@@ -32,6 +32,7 @@ from snapstore.storage.s3.payload import Payload
 _DEFAULT_REGION = "us-east-1"
 _SLOWEST = 128 << 10
 """Bytes a second below which a transfer is given up at last."""
+_REDIRECTIONS = (301, 302, 303, 307, 308)
 _CUT = (aiohttp.ClientError, boto.HTTPClientError, boto.IncompleteReadError, TimeoutError, ConnectionError)
 """What reading a body raises when the connection is lost."""
 
@@ -213,6 +214,9 @@ class _Session(AIOHTTPSession):  # type: ignore[misc]
             raise errors.CertificateRefused(error=error) from error
         finally:
             request.body = body  # for its next attempt
+        if response.status_code in _REDIRECTIONS and "x-amz-bucket-region" not in response.headers:
+            # botocore would ask for the region, be redirected again, and ask for the region.
+            raise errors.Redirected(location=response.headers.get("location", "nowhere"))
         if response.status_code == 429:
             response.status_code = 503  # which the standard mode of retries knows
         return response

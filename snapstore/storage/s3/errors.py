@@ -44,6 +44,12 @@ class CertificateRefused(boto.BotoCoreError):  # type: ignore[misc]
     fmt = "{error}"
 
 
+class Redirected(boto.BotoCoreError):  # type: ignore[misc]
+    """To another host, without saying which region that is."""
+
+    fmt = "redirected to {location}"
+
+
 def translate(error: Exception, operation: str, key: str | None, store: str) -> SnapstoreError:
     """The error of our tree for what botocore raised while ``operation`` was done on ``key`` (None: on the bucket)."""
     if isinstance(error, boto.ClientError):
@@ -68,6 +74,8 @@ def translate(error: Exception, operation: str, key: str | None, store: str) -> 
         )
     if isinstance(error, boto.HTTPClientError):
         return StorageUnavailable(f"lost the connection to {store} during {operation}: {error}. Try again later", key)
+    if isinstance(error, Redirected):
+        return InvalidInput(f"{store} is elsewhere ({error}): give its own endpoint (AWS_ENDPOINT_URL) or AWS_REGION")
     if isinstance(error, boto.ParamValidationError | boto.InvalidRegionError | boto.UnknownRegionError | ValueError):
         return InvalidInput(f"{store} cannot be used like this: {error}")
     return StorageError(f"{operation} on {store} failed: {error}", key)
