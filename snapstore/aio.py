@@ -115,6 +115,21 @@ async def uninterrupted(step: Awaitable[T]) -> T:
         raise
 
 
+async def ended(step: Coroutine[Any, Any, T], *, within: float) -> T:
+    """Await ``step``; when cancelled, let it end by itself for up to ``within`` seconds before it is cancelled too.
+
+    For requests whose effect is taken back then: one that is cut off on its way could be applied after that.
+    """
+    task = asyncio.create_task(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await uninterrupted(asyncio.wait([task], timeout=within))
+        raise
+    finally:
+        await drop([task])
+
+
 async def _settled(future: "asyncio.Future[T]") -> None:
     """Wait until ``future`` is done, whatever happens to us meanwhile, and mark its error as seen."""
     while not future.done():

@@ -921,7 +921,7 @@ async def test_a_snapshot_that_is_cancelled_leaves_nothing(
             creating = asyncio.create_task(store.create("blog", folder))
             await asyncio.wait([creating], timeout=choose.random() * 0.4)
             creating.cancel()
-            # Whether these are applied after they were taken back is for the test below, which does not leave it to luck.
+            # Whether these are applied after they were taken back is for the test below: here it is a matter of luck.
             late = {request.key.partition("/")[2] for request in requests(proxy, "PutObject") if request.status is None}
             try:
                 made = await creating
@@ -939,7 +939,6 @@ async def test_a_snapshot_that_is_cancelled_leaves_nothing(
     assert asyncio.all_tasks() - proxy_tasks(proxy) <= before
 
 
-@pytest.mark.xfail(reason="a put that is cancelled on its way is applied after the delete that takes it back")
 @pytest.mark.parametrize("key", ["*/_metadata/*", "*/blog:*"], ids=["metadata", "archive"])
 async def test_a_put_that_arrives_late_does_not_outlive_the_cancellation(
     engine: Engine, proxy: Proxy, behind: Behind, small_folder: Path, key: str
@@ -1075,7 +1074,7 @@ def test_no_temporary_files(seaweedfs: Server, prefix: str, folder: Path, tmp_pa
     # A hidden sibling is where a restore writes before it appears.
     assert sorted(path.name for path in tmp_path.iterdir() if path != trace) == ["index.db", "target"]
     if traced:
-        lines = [line for line in trace.read_text().splitlines() if " = -1 " not in line]
+        lines = [line for line in whole_calls(trace.read_text()) if " = -1 " not in line]
         written = [line for line in lines if any(mark in line for mark in WRITES)]
         allowed = (
             f'"{index}',
@@ -1088,6 +1087,20 @@ def test_no_temporary_files(seaweedfs: Server, prefix: str, folder: Path, tmp_pa
         )
         assert len(written) > 10
         assert [line for line in written if not any(place in line for place in allowed)] == []
+
+
+def whole_calls(trace: str) -> Iterator[str]:
+    """The lines of a trace, with calls in one piece that another thread's interrupted."""
+    begun: dict[str, str] = {}
+    for line in trace.splitlines():
+        thread, _, call = line.partition(" ")
+        if call.endswith("<unfinished ...>"):
+            begun[thread] = line.removesuffix("<unfinished ...>")
+        elif "resumed>" in call:
+            yield begun.pop(thread, "") + call.partition("resumed>")[2]
+        else:
+            yield line
+    yield from begun.values()
 
 
 WRITES = ("O_WRONLY", "O_RDWR", "O_CREAT", "creat(", "mkdir", "mknod", "memfd_create(")

@@ -5,10 +5,13 @@ An archive that fits one part is a single put. Left without `finish`, nothing of
 
 from types import TracebackType
 
+from snapstore.aio import ended
 from snapstore.storage.base import ObjectStore
 from snapstore.storage.upload import MAX_PARTS, MultipartUpload
 
 IN_FLIGHT = 3
+_PUT_SECONDS = 30.0
+"""Given to a put of a snapshot that was cancelled meanwhile."""
 _MARGIN = 1.1
 """Files may grow between the walk and the read."""
 
@@ -60,7 +63,7 @@ class ArchiveUpload:
     async def finish(self) -> None:
         """The object is there, whole, when this returns."""
         if self._number == 0:
-            await self._store.put(self._key, b"".join(self._chunks))
+            await ended(self._store.put(self._key, b"".join(self._chunks)), within=_PUT_SECONDS)
             return
         if self._chunks:
             await self._send()

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from snapstore import keys, metadata
-from snapstore.aio import Stopped, drop, uninterrupted
+from snapstore.aio import Stopped, drop, ended, uninterrupted
 from snapstore.archive import frames, toc
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import FRAME, RawFrame, SealedFrame
@@ -199,7 +199,8 @@ class SnapshotWriter:
     async def _commit(self, snapshot: Snapshot) -> None:
         """Now the snapshot exists: its metadata, then its row in the index."""
         self._committing = True
-        info = await self._store.put(keys.metadata_key(self._id), metadata.encode(snapshot), if_none_match=True)
+        put = self._store.put(keys.metadata_key(self._id), metadata.encode(snapshot), if_none_match=True)
+        info = await ended(put, within=_UNDO_SECONDS)
         await self._catalog.put([(snapshot, info.etag)])
 
     async def undo(self) -> None:

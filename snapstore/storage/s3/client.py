@@ -227,6 +227,8 @@ class _Direct:
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
+        # aiohttp would repeat a request by itself on a connection that was closed, with a body that is half spent.
+        session._retry_connection = False
 
     def request(self, method: str, **options: Any) -> Any:
         return self._session.request(method, allow_redirects=False, **options)
