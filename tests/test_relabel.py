@@ -393,7 +393,6 @@ class SlowAnswer:
         monkeypatch.setattr(LocalStore, "put", late)
 
 
-@pytest.mark.xfail(strict=True, reason="an answer that comes late puts its older revision over the newer row")
 async def test_an_answer_that_comes_late_does_not_undo_the_index(
     node: SnapStore, app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,7 +408,6 @@ async def test_an_answer_that_comes_late_does_not_undo_the_index(
     assert await listed(node, "quick") == [await second]
 
 
-@pytest.mark.xfail(strict=True, reason="an answer that comes late brings the row of a deleted snapshot back")
 async def test_an_answer_that_comes_late_does_not_bring_a_deleted_snapshot_back(
     node: SnapStore, app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+from weakref import WeakValueDictionary
 
 from snapstore import keys
 from snapstore.aio import run_all, uninterrupted
@@ -51,6 +52,8 @@ from snapstore.storage.base import ObjectStore
 from snapstore.storage.s3.options import S3Options
 from snapstore.storage.urls import local_path, open_store
 
+T = TypeVar("T")
+
 _PAGE = 200
 _MAX_PAGE = 10_000
 _DELETES_AT_ONCE = 8
@@ -87,6 +90,7 @@ class SnapStore:
         self._opened: tuple[ObjectStore, Catalog] | None = None
         self._calls = Calls()
         self._closing = asyncio.Lock()
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
     def open(
@@ -399,7 +403,7 @@ class SnapStore:
             return objects.changed_labels(labels, added, removed, others)
 
         work = objects.relabel(self._store, self._catalog, snapshot, change)
-        return await self._calls.run(uninterrupted(work))
+        return await self._calls.run(uninterrupted(self._in_turn(snapshot, work)))
 
     async def delete(self, snapshot_id: str) -> Snapshot:
         """Delete a snapshot (a prefix of its id, or ``APP@latest``, do here too), and return what it was."""
@@ -439,7 +443,13 @@ class SnapStore:
             key = (await self._with_key(snapshot)).key
         except SnapshotNotFound:
             key = None  # the older system left metadata without an archive
-        await uninterrupted(objects.delete(self._store, self._catalog, snapshot, key))
+        work = objects.delete(self._store, self._catalog, snapshot, key)
+        await uninterrupted(self._in_turn(snapshot, work))
+
+    async def _in_turn(self, snapshot: Snapshot, change: Coroutine[Any, Any, T]) -> T:
+        """One change of a snapshot at a time: else an answer that comes late writes an older state into the index."""
+        async with self._changing.setdefault(snapshot.id, asyncio.Lock()):
+            return await change
 
     @asynccontextmanager
     async def _reading(self, snapshot: Snapshot) -> AsyncIterator[ArchiveReader | ForeignReader]:
