@@ -20,6 +20,10 @@ _NICENESS = 10
 """Halves the delay that packing causes in the embedding service's event loop, and costs no time on a quiet machine."""
 
 
+TIDY_SECONDS = 30.0
+"""Whoever cancels is not made to wait longer for a store that does not answer."""
+
+
 class Stopped(Exception):
     """A long job was told to stop; not an error: somebody asked for it."""
 
@@ -115,8 +119,8 @@ async def uninterrupted(step: Awaitable[T]) -> T:
         raise
 
 
-async def ended(step: Coroutine[Any, Any, T], *, within: float) -> T:
-    """Await ``step``; when cancelled, let it end by itself for up to ``within`` seconds before it is cancelled too.
+async def ended(step: Coroutine[Any, Any, T]) -> T:
+    """Await ``step``; when cancelled, let it end by itself for up to `TIDY_SECONDS` before it is cancelled too.
 
     For requests whose effect is taken back then: one that is cut off on its way could be applied after that.
     """
@@ -124,7 +128,7 @@ async def ended(step: Coroutine[Any, Any, T], *, within: float) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await uninterrupted(asyncio.wait([task], timeout=within))
+        await uninterrupted(asyncio.wait([task], timeout=TIDY_SECONDS))
         raise
     finally:
         await drop([task])

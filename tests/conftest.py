@@ -1,13 +1,16 @@
 """What all tests share: an open store on a folder of its own, and real S3 servers, started when first asked for."""
 
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import botocore.loaders  # type: ignore[import-untyped]
 import pytest
 
 from snapstore import SnapStore
 from tests import servers
+from tests.proxy import Proxy
 from tests.servers import Server
 
 BUCKET = "snapshots"
@@ -20,7 +23,17 @@ async def store(tmp_path: Path) -> AsyncIterator[SnapStore]:
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+def one_model() -> Iterator[None]:
+    """Each store's session would parse the model of S3 anew, which takes longer than most tests."""
+    loader = botocore.loaders.create_loader()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", lambda *_: loader)
+        patch.setattr("aiobotocore.session.create_loader", lambda *_: loader, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def running(one_model: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
     """A server by its name, with the bucket `BUCKET`; a test is skipped where it cannot be had."""
     started: dict[str, Server] = {}
     with ExitStack() as stack:
@@ -42,3 +55,15 @@ def seaweedfs(running: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch)
     server = running("seaweedfs")
     servers.use(server, monkeypatch)
     return server
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A folder of the bucket for this test alone."""
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+async def proxy(seaweedfs: Server) -> AsyncIterator[Proxy]:
+    async with Proxy(seaweedfs.endpoint) as opened:
+        yield opened

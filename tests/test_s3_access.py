@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import botocore.loaders  # type: ignore[import-untyped]
 import msgspec
 import pytest
 import trustme
@@ -52,30 +51,10 @@ QUICK = S3Options(attempts=1, read_timeout=2, connect_timeout=2, deadline=10, pa
 SOON = 5.0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_model() -> Iterator[None]:
-    """Each store's session would parse the model of S3 anew, which takes longer than most of these tests."""
-    loader = botocore.loaders.create_loader()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("botocore.session.create_loader", lambda *_: loader)
-        yield
-
-
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between attempts: how long they are is botocore's business."""
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
-
-
-@pytest.fixture
-def prefix() -> str:
-    return uuid.uuid4().hex
-
-
-@pytest.fixture
-async def proxy(seaweedfs: Server) -> AsyncIterator[Proxy]:
-    async with Proxy(seaweedfs.endpoint) as opened:
-        yield opened
 
 
 Opener = Callable[..., S3Store]

@@ -13,13 +13,11 @@ import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import botocore.loaders  # type: ignore[import-untyped]
 import msgspec
 import pytest
 
@@ -99,16 +97,6 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("snapstore.storage.s3.download._LONGEST_PAUSE", 0.01)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_model() -> Iterator[None]:
-    """Each store's session would parse the model of S3 anew, which takes longer than most of these tests."""
-    loader = botocore.loaders.create_loader()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("botocore.session.create_loader", lambda *_: loader)
-        patch.setattr("aiobotocore.session.create_loader", lambda *_: loader, raising=False)
-        yield
-
-
 @pytest.fixture(scope="module")
 def s3(running: Callable[[str], Server]) -> Iterator[Any]:
     with closing(client(running("seaweedfs"))) as plain:
@@ -116,19 +104,8 @@ def s3(running: Callable[[str], Server]) -> Iterator[Any]:
 
 
 @pytest.fixture
-def prefix() -> str:
-    return uuid.uuid4().hex
-
-
-@pytest.fixture
 def behind(s3: Any, prefix: str) -> Behind:
     return Behind(s3, prefix)
-
-
-@pytest.fixture
-async def proxy(seaweedfs: Server) -> AsyncIterator[Proxy]:
-    async with Proxy(seaweedfs.endpoint) as opened:
-        yield opened
 
 
 Opener = Callable[..., S3Store]

@@ -1,10 +1,8 @@
 """S3Store on real servers: the contract of `ObjectStore`, with what each of them cannot do."""
 
-import functools
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 
-import botocore.session  # type: ignore[import-untyped]
 import pytest
 
 from snapstore.storage.base import ObjectStore
@@ -14,9 +12,6 @@ from tests import servers
 from tests.conftest import BUCKET
 from tests.servers import Server
 from tests.storage_contract import StorageContract, Unsupported
-
-one_loader = functools.cache(botocore.session.create_loader)
-"""Reads botocore's service models once, not for each test's client: that is most of what a short test takes."""
 
 
 class ServerContract(StorageContract):
@@ -29,7 +24,6 @@ class ServerContract(StorageContract):
         self, running: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch
     ) -> AsyncIterator[ObjectStore]:
         servers.use(running(self.server_name), monkeypatch)
-        monkeypatch.setattr(botocore.session, "create_loader", one_loader)
         store = S3Store(f"s3://{BUCKET}/{uuid.uuid4().hex}/data", S3Options(attempts=3))
         try:
             yield store

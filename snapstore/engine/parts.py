@@ -10,8 +10,6 @@ from snapstore.storage.base import ObjectStore
 from snapstore.storage.upload import MAX_PARTS, MultipartUpload
 
 IN_FLIGHT = 3
-_PUT_SECONDS = 30.0
-"""Given to a put of a snapshot that was cancelled meanwhile."""
 _MARGIN = 1.1
 """Files may grow between the walk and the read."""
 
@@ -63,7 +61,7 @@ class ArchiveUpload:
     async def finish(self) -> None:
         """The object is there, whole, when this returns."""
         if self._number == 0:
-            await ended(self._store.put(self._key, b"".join(self._chunks)), within=_PUT_SECONDS)
+            await ended(self._store.put(self._key, b"".join(self._chunks)))
             return
         if self._chunks:
             await self._send()

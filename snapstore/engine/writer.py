@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from snapstore import keys, metadata
-from snapstore.aio import Stopped, drop, ended, uninterrupted
+from snapstore.aio import TIDY_SECONDS, Stopped, drop, ended, uninterrupted
 from snapstore.archive import frames, toc
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import FRAME, RawFrame, SealedFrame
@@ -33,10 +33,6 @@ log = logging.getLogger("snapstore")
 
 _BYTES_A_MEMBER = 2048
 """Headers and line in the table of contents, generously: to choose the size of parts, and to ask for memory."""
-
-
-_UNDO_SECONDS = 30.0
-"""Whoever cancels is not made to wait longer for a store that does not answer."""
 
 
 class Request(NamedTuple):
@@ -200,13 +196,13 @@ class SnapshotWriter:
         """Now the snapshot exists: its metadata, then its row in the index."""
         self._committing = True
         put = self._store.put(keys.metadata_key(self._id), metadata.encode(snapshot), if_none_match=True)
-        info = await ended(put, within=_UNDO_SECONDS)
+        info = await ended(put)
         await self._catalog.put([(snapshot, info.etag)])
 
     async def undo(self) -> None:
         """Remove whatever was made. The order is that of a delete: what is listed always has its archive."""
         try:
-            async with asyncio.timeout(_UNDO_SECONDS):
+            async with asyncio.timeout(TIDY_SECONDS):
                 if self._committing:
                     await self._store.delete(keys.metadata_key(self._id))
                 if self._uploading:

@@ -24,7 +24,15 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from snapstore.aio import Workers
-from snapstore.errors import InvalidInput, NotAStore, ObjectNotFound, PreconditionFailed, StorageError, StorageFull
+from snapstore.errors import (
+    InvalidInput,
+    NotAStore,
+    ObjectNotFound,
+    PreconditionFailed,
+    StorageError,
+    StorageFull,
+    reason_of,
+)
 from snapstore.storage import files
 from snapstore.storage.base import Body, Chunks, ObjectInfo, Part, UploadInfo, check_key
 from snapstore.storage.local_uploads import LocalUploads
@@ -358,10 +366,9 @@ class LocalStore:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFull(f"no space left for {self._root!r}: free some, then try again", key) from error
-            reason = (error.strerror or str(error)).lower()
             raise StorageError(
-                f"the store {self._root!r} cannot be used ({reason}): check its permissions, or give another one"
-                " (--url, SNAPSTORE_URL)",
+                f"the store {self._root!r} cannot be used ({reason_of(error)}): check its permissions, or give another"
+                " one (--url, SNAPSTORE_URL)",
                 key,
             ) from error
 

@@ -4,13 +4,11 @@ import asyncio
 import logging
 from types import TracebackType
 
-from snapstore.aio import drop, uninterrupted
+from snapstore.aio import TIDY_SECONDS, drop, uninterrupted
 from snapstore.errors import SnapstoreError
 from snapstore.storage.base import Chunks, ObjectInfo, ObjectStore, Part
 
 MAX_PARTS = 10_000
-_ABORT_SECONDS = 30.0
-"""Whoever cancels is not made to wait longer for a store that does not answer."""
 
 log = logging.getLogger("snapstore")
 
@@ -72,7 +70,7 @@ class MultipartUpload:
         if self._upload_id is None:
             return
         try:
-            async with asyncio.timeout(_ABORT_SECONDS):
+            async with asyncio.timeout(TIDY_SECONDS):
                 await self._store.abort_upload(self._key, self._upload_id)
         except (SnapstoreError, TimeoutError) as failure:
             # The error that brought us here matters more; gc removes what is left once it is old enough.

@@ -33,7 +33,7 @@ _DEFAULT_REGION = "us-east-1"
 _SLOWEST = 128 << 10
 """Bytes a second below which a transfer is given up at last."""
 _REDIRECTIONS = (301, 302, 303, 307, 308)
-_CUT = (aiohttp.ClientError, boto.HTTPClientError, boto.IncompleteReadError, TimeoutError, ConnectionError)
+CUT = (aiohttp.ClientError, boto.HTTPClientError, boto.IncompleteReadError, TimeoutError, ConnectionError)
 """What reading a body raises when the connection is lost."""
 
 
@@ -55,7 +55,6 @@ class Client:
         self._store = store
         self._options = options
         self._extras = extras
-        self.cut = _CUT
 
     async def call(self, operation: str, key: str | None, *, size: int = 0, **parameters: Any) -> dict[str, Any]:
         """One request, with its repetitions. ``key`` is for errors; ``size`` is how many bytes the body has."""

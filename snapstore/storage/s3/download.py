@@ -11,7 +11,7 @@ from typing import Any
 
 from snapstore.errors import ObjectNotFound, PreconditionFailed, StorageError, StorageUnavailable
 from snapstore.storage.s3.answers import bare, quoted
-from snapstore.storage.s3.client import Client
+from snapstore.storage.s3.client import CUT, Client
 
 _PIECE = 1 << 20
 _LONGEST_PAUSE = 20.0
@@ -46,7 +46,7 @@ class Download:
                 if self._end is None or self._position >= self._end:
                     return
                 cut: BaseException | None = None
-            except self._client.cut as error:
+            except CUT as error:
                 cut = error
             finally:
                 body.close()  # one that is left half-read must not go back to the pool
