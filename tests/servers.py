@@ -10,7 +10,6 @@ Every one is a context manager that gives a `Server` once it answers, and stops 
 import os
 import random
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -170,7 +169,7 @@ def seaweedfs(folder: Path, *, tls: Certificate | None = None) -> Iterator[Serve
             "WEED_S3_SSE_KEK_PASSPHRASE": "a passphrase, so that server-side encryption works",
         }
         arguments = [f"-{name}={value}" for name, value in options.items()]
-        return Command([_program("weed"), "-logtostderr=true", "mini", *arguments], environment)
+        return Command([str(_program("weed")), "-logtostderr=true", "mini", *arguments], environment)
 
     try:
         with _started(folder, 10, command, tls) as server:
@@ -187,7 +186,7 @@ def juicefs(folder: Path) -> Iterator[Server]:
     metadata = f"sqlite3://{folder}/meta.db"
 
     def command(ports: Sequence[int], access: str, secret: str) -> Command:
-        program = _program("juicefs")
+        program = str(_program("juicefs"))
         if not (folder / "meta.db").exists():
             stored = ["--storage", "file", "--bucket", f"{folder}/data/", "--trash-days", "0"]
             formatted = [program, "format", *stored, metadata, "jfs"]
@@ -214,7 +213,7 @@ def rclone(folder: Path, *, tls: Certificate | None = None) -> Iterator[Server]:
         if tls:
             options += ["--cert", str(tls.cert_file), "--key", str(tls.key_file)]
         arguments = ["serve", "s3", *options, str(_made(folder / "data"))]
-        return Command([_program("rclone"), *arguments], {"RCLONE_CONFIG": str(folder / "rclone.conf")})
+        return Command([str(_program("rclone")), *arguments], {"RCLONE_CONFIG": str(folder / "rclone.conf")})
 
     with _started(folder, 1, command, tls) as server:
         yield server
@@ -228,7 +227,7 @@ def moto(folder: Path, *, tls: Certificate | None = None) -> Iterator[Server]:
         options = ["-H", "127.0.0.1", "-p", str(ports[0])]
         if tls:
             options += ["-c", str(tls.cert_file), "-k", str(tls.key_file)]
-        return Command([_program("moto_server"), *options], {})
+        return Command([str(_program("moto_server")), *options], {})
 
     with _started(folder, 1, command, tls) as server:
         yield server
@@ -329,7 +328,7 @@ def missing(name: str) -> str | None:
             return "swift is not installed: pip install swift"
         return None if _has_attributes(Path(tempfile.gettempdir())) else "swift needs extended attributes on files"
     program, package = INSTALLS[name]
-    return None if _found(program) else f"{program} is not installed: pip install {package}"
+    return None if _program(program).exists() else f"{program} is not installed: pip install {package}"
 
 
 def _has_attributes(folder: Path) -> bool:
@@ -342,17 +341,9 @@ def _has_attributes(folder: Path) -> bool:
         return True
 
 
-def _found(program: str) -> str | None:
-    """The program's path: of this environment rather than another, since a Debian rclone has no ``serve s3``."""
-    beside = Path(sys.executable).parent / program
-    return str(beside) if beside.exists() else shutil.which(program)
-
-
-def _program(name: str) -> str:
-    found = _found(name)
-    if found is None:
-        raise ServerFailed(f"{name} is not installed")
-    return found
+def _program(name: str) -> Path:
+    """Where this environment has it. One elsewhere is another version: a Debian rclone has no ``serve s3``."""
+    return Path(sys.executable).parent / name
 
 
 def _made(folder: Path) -> Path:
