@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 import aiohttp
+import botocore
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
@@ -26,6 +27,7 @@ from botocore import exceptions as boto
 import snapstore
 from snapstore.errors import StorageUnavailable
 from snapstore.storage.s3 import errors
+from snapstore.storage.s3.listing import EntriesReader, parse_time
 from snapstore.storage.s3.options import S3Options, customer_key
 from snapstore.storage.s3.payload import Payload
 
@@ -116,12 +118,17 @@ class Configuration(NamedTuple):
 def read_configuration(options: S3Options) -> Configuration:
     """Reads the AWS configuration, and the key of SSE-C; blocks. InvalidInput."""
     session = AioSession(profile=options.profile)
-    session.user_agent_name, session.user_agent_version = "snapstore", snapstore.__version__
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
     return Configuration(session, _extras(options))
 
 
 async def connect(
-    configuration: Configuration, bucket: str, store: str, endpoint: str | None, options: S3Options
+    configuration: Configuration,
+    bucket: str,
+    store: str,
+    endpoint: str | None,
+    options: S3Options,
+    entries: EntriesReader,
 ) -> Client:
     """A client for the bucket; nothing is sent yet. Errors as `Client.call` has them."""
     session, extras = configuration
@@ -138,6 +145,7 @@ async def connect(
     except (boto.BotoCoreError, ValueError) as error:
         raise errors.translate(error, "connect", None, store) from error
     client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
+    client.meta.events.register("before-parse.s3.ListObjectsV2", entries)
     return Client(client, stack, bucket, store, options, extras)
 
 
@@ -159,6 +167,8 @@ def _config(session: AioSession, endpoint: str | None, options: S3Options) -> Ai
         read_timeout=options.read_timeout,
         warm_up_loader_caches=True,
         http_session_cls=_Session,
+        # Whole, or botocore would put one together anew for every request.
+        user_agent=f"snapstore/{snapstore.__version__} botocore/{botocore.__version__}",
     )
 
 

@@ -20,6 +20,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import msgspec
+
 from snapstore.aio import Workers, run_all
 from snapstore.errors import (
     InvalidInput,
@@ -39,6 +41,7 @@ from snapstore.storage.s3.answers import (
     quoted,
     time_of,
 )
+from snapstore.storage.s3.listing import ENTRIES, EntriesReader
 from snapstore.storage.s3.options import S3Options, endpoint_of, parse
 from snapstore.storage.s3.payload import Payload
 
@@ -93,7 +96,12 @@ class S3Store:
                     module = await self._workers.run(importlib.import_module, "snapstore.storage.s3.client")
                     configuration = await self._workers.run(module.read_configuration, self._options)
                     self._client = await module.connect(
-                        configuration, self._location.bucket, self.url, self._endpoint, self._options
+                        configuration,
+                        self._location.bucket,
+                        self.url,
+                        self._endpoint,
+                        self._options,
+                        EntriesReader(self._workers.run),
                     )
         return self._client
 
@@ -197,14 +205,9 @@ class S3Store:
         while True:
             answer = await self._call("ListObjectsV2", None, **parameters)
             yield [
-                ObjectInfo(
-                    found["Key"].removeprefix(ours),
-                    found["Size"],
-                    bare(found["ETag"]),
-                    found["LastModified"].timestamp(),
-                )
-                for found in answer.get("Contents", ())
-                if not found["Key"].endswith("/")  # a folder, as consoles and some servers make them
+                msgspec.structs.replace(found, key=found.key.removeprefix(ours)) if ours else found
+                for found in answer.get(ENTRIES, ())
+                if not found.key.endswith("/")  # a folder, as consoles and some servers make them
             ]
             token = answer.get("NextContinuationToken")
             if not answer.get("IsTruncated") or not token:
