@@ -227,6 +227,13 @@ async def test_json_is_a_line_a_check(seaweedfs: Server, tmp_path: Path) -> None
     assert left_in(seaweedfs, prefix) == []
 
 
+def test_the_command_takes_no_option_that_it_does_not_use(folder: Path, tmp_path: Path) -> None:
+    for option in ("--index", "--index-label", "--apps"):
+        done = run(tmp_path, "doctor", "--url", str(folder), option, "any")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert option in done.stderr
+
+
 async def test_the_command_on_what_is_no_store(tmp_path: Path) -> None:
     done = await asyncio.to_thread(run, tmp_path, "doctor", "--url", "missing")
     assert (done.returncode, done.stdout) == (1, "")

@@ -317,6 +317,31 @@ async def test_where_the_endpoint_is_found(
     await works(opener(url, **options))
 
 
+REGIONS = {
+    "option": "option-1",
+    "AWS_REGION": "first-1",
+    "AWS_DEFAULT_REGION": "second-1",
+    "profile": "profile-1",
+    "nowhere": "us-east-1",
+}
+"""In the order in which they are looked for."""
+
+
+@pytest.mark.parametrize("where", REGIONS)
+async def test_where_the_region_is_found(
+    proxy: Proxy, opener: Opener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    named = list(REGIONS)[list(REGIONS).index(where) :]  # each comes before those that follow
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        if name in named:
+            monkeypatch.setenv(name, REGIONS[name])
+    if "profile" in named:
+        (tmp_path / "config").write_text(f"[default]\nregion = {REGIONS['profile']}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    await works(opener(endpoint=proxy.endpoint, region=REGIONS["option"] if "option" in named else None))
+    assert {request.headers["authorization"].split("/")[2] for request in proxy.requests} == {REGIONS[where]}
+
+
 async def test_buckets_stand_in_the_path_below_a_profiles_endpoint(
     proxy: Proxy, opener: Opener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

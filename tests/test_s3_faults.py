@@ -390,6 +390,17 @@ async def test_what_does_not_pass_is_given_up(
     assert proxy.count("PutObject") == QUICK.attempts
 
 
+@pytest.mark.parametrize("operation", ["GetObject", "HeadObject", "ListObjectsV2", "PutObject", "DeleteObject"])
+async def test_nothing_else_repeats_a_request(opener: Opener, proxy: Proxy, behind: Behind, operation: str) -> None:
+    """aiohttp would, by itself, on a connection that has served before."""
+    it = await prepare(opener(attempts=1), behind)
+    proxy.clear()
+    proxy.fault(LoseAnswer(), operation)
+    with pytest.raises(StorageUnavailable):
+        await OPERATIONS[operation](it)
+    assert proxy.count(operation) == 1
+
+
 async def test_how_long_to_wait_is_told(opener: Opener, proxy: Proxy) -> None:
     bucket = opener(attempts=1)
     proxy.fault(Answer(503, "SlowDown", headers={"Retry-After": "7"}))

@@ -60,7 +60,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@command(app, "create")
+@command(app, "create", makes_store=True)
 async def create(
     session: Session,
     app_name: Annotated[str, typer.Argument(metavar="APP", help="The application's name.")],
@@ -129,12 +129,11 @@ async def list_(
     )
     for snapshot in page.snapshots:
         session.out.document(snapshot)
-    if not session.out.as_json:
-        session.out.table(("ID", "APP", "CREATED", "SIZE", "MEMBERS", "LABELS"), [_row(row) for row in page.snapshots])
-        if not page.snapshots:
-            print("no such snapshots", file=sys.stderr)  # noqa: T201
+    session.out.table(("ID", "APP", "CREATED", "SIZE", "MEMBERS", "LABELS"), [_row(row) for row in page.snapshots])
+    if not page.snapshots:
+        session.out.note("no such snapshots")
     if page.cursor is not None:
-        print(f"more: --cursor {page.cursor}", file=sys.stderr)  # noqa: T201
+        session.out.note(f"more: --cursor {page.cursor}")
 
 
 def _row(snapshot: Snapshot) -> tuple[str, ...]:
@@ -178,8 +177,7 @@ async def labels(
 def _counts(session: Session, title: str, counts: Sequence[Count]) -> None:
     for found in counts:
         session.out.document(found)
-    if not session.out.as_json:
-        session.out.table((title, "SNAPSHOTS"), [(shown(found.name), f"{found.snapshots:,}") for found in counts])
+    session.out.table((title, "SNAPSHOTS"), [(shown(found.name), f"{found.snapshots:,}") for found in counts])
 
 
 @command(app, "show")
@@ -381,7 +379,7 @@ async def doctor(place: Place) -> int:
             place.out.document(check)
             checks.append(check)
     finally:
-        if checks and not place.out.as_json:
+        if checks:
             place.out.table(
                 ("RESULT", "CHECK", "FOR", "DETAIL"),
                 [(check.result, check.name, check.use, shown(check.detail)) for check in checks],

@@ -34,6 +34,10 @@ class Output:
         if self.as_json:
             print(msgspec.json.encode(plain(value)).decode())  # noqa: T201
 
+    def note(self, line: str) -> None:
+        """Neither a result nor amiss."""
+        print(line, file=sys.stderr)  # noqa: T201
+
     def warn(self, line: str) -> None:
         print(f"warning: {line}", file=sys.stderr)  # noqa: T201
 
@@ -41,7 +45,9 @@ class Output:
         print(f"snapstore: {shown(message)}", file=sys.stderr)  # noqa: T201
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Columns on a terminal; elsewhere a line each with tabs between, whole, and without a header."""
+        """Results for people: columns on a terminal; elsewhere a line each with tabs between, whole, and no header."""
+        if self.as_json:
+            return
         if not sys.stdout.isatty():
             for row in rows:
                 print("\t".join(row))  # noqa: T201

@@ -1,6 +1,7 @@
 """What every command has in common: its options, an open store, exit statuses, signals, and how errors are told.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 done with warnings; 130 and 143 when interrupted (Ctrl-C, SIGTERM).
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 done with warnings; 130 and 143 when interrupted (Ctrl-C, SIGTERM), 141
+when nobody reads on (a closed pipe).
 """
 
 import asyncio
@@ -54,16 +55,15 @@ _Apps = Annotated[
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, a line for each result.")]
 
-_COMMON = [
-    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-    for name, default, annotation in (
-        ("url", None, _Url),
-        ("index", None, _Index),
-        ("index_label", None, _IndexLabel),
-        ("apps", None, _Apps),
-        ("as_json", False, _Json),
-    )
-]
+
+def _option(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_OF_PLACE = [_option("url", _Url), _option("as_json", _Json, False)]
+"""Options of every command."""
+_OF_SESSION = [_option("index", _Index), _option("index_label", _IndexLabel), _option("apps", _Apps)]
+"""And of those that open the store with its index."""
 
 
 class Session(NamedTuple):
@@ -83,33 +83,32 @@ class Place(NamedTuple):
 Command = Callable[..., Awaitable[int | None]]
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Command], Command]:
-    """Make a command of ``async def function(session, …)``, or ``(place, …)``: the common options join its own.
+def command(app: typer.Typer, name: str, *, makes_store: bool = False) -> Callable[[Command], Command]:
+    """Make a command of ``async def function(session, …)``, or ``(place, …)``: the options for that join its own.
 
-    It returns its exit status; None is 0.
+    It returns its exit status; None is 0. A folder that is named and is no store yet becomes one if it ``makes_store``:
+    with all other commands a mistyped name must not become an empty store.
     """
 
     def decorate(function: Command) -> Command:
         first, *own = inspect.signature(function).parameters.values()
+        opening = [] if first.annotation is Place else _OF_SESSION
 
-        def run(*, url: str | None, index: str | None, index_label: str | None, apps: str | None, **rest: Any) -> None:
-            out = Output(as_json=rest.pop("as_json"))
+        def run(*, url: str | None, as_json: bool, **given: Any) -> None:
+            out = Output(as_json=as_json)
+            how = {option.name: given.pop(option.name) for option in opening}
 
             async def work() -> int:
                 location = default_store() if url is None else url
                 if first.annotation is Place:
-                    return await function(Place(location, out), **rest) or 0
-                # A mistyped URL must not become an empty store, but for the command that is meant to make one.
-                create = url is None or name == "create"
-                async with SnapStore.open(
-                    location, index=index, apps=apps, index_label=index_label, create=create
-                ) as store:
-                    return await function(Session(store, out), **rest) or 0
+                    return await function(Place(location, out), **given) or 0
+                async with SnapStore.open(location, create=url is None or makes_store, **how) as store:
+                    return await function(Session(store, out), **given) or 0
 
             _finish(lambda: _run(work), out)
 
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        signature = inspect.Signature([*own, *_COMMON])
+        signature = inspect.Signature([*own, *opening, *_OF_PLACE])
         run.__signature__ = signature  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
         run.__doc__ = function.__doc__

@@ -371,7 +371,10 @@ class SnapStore:
             return await self._calls.run(reader.restore(options, progress))
 
     async def download_url(self, snapshot_id: str, *, expires: timedelta = timedelta(hours=1)) -> str:
-        """A link to the archive, a plain ``.tar.zst``. A folder store gives ``file:///…``, which does not expire."""
+        """A link to the archive, a plain ``.tar.zst``. A folder store gives ``file:///…``, which does not expire.
+
+        On S3, InvalidInput for less than a second or more than 7 days, and where readers need a key or have to pay.
+        """
         snapshot = await self._calls.run(self._with_key(await self.get(snapshot_id)))
         assert snapshot.key is not None
         name = f"{snapshot.app}-{snapshot.created_at:%Y%m%dT%H%M%SZ}.tar.zst"

@@ -154,6 +154,7 @@ class ObjectStore(Protocol):
         """A link that fetches the object, for as long as ``expires`` where the store can limit that.
 
         ``filename`` is what a browser should save it as. ObjectNotFound is not promised: the link may be made blindly.
+        InvalidInput where the store makes no such links, or none that hold so long.
         """
 
     async def aclose(self) -> None:

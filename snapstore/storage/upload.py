@@ -73,5 +73,5 @@ class MultipartUpload:
             async with asyncio.timeout(TIDY_SECONDS):
                 await self._store.abort_upload(self._key, self._upload_id)
         except (SnapstoreError, TimeoutError) as failure:
-            # The error that brought us here matters more; gc removes what is left once it is old enough.
-            log.warning("could not abort the upload of %s, `gc` will remove it later: %s", self._key, failure)
+            # The error that brought us here matters more.
+            log.warning("could not abort the upload of %s, whose parts are still in the store: %s", self._key, failure)

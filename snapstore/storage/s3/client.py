@@ -12,31 +12,28 @@ write carries Content-MD5, which all servers check. Bodies are not signed beside
 import asyncio
 import base64
 import hashlib
+import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
-import aiohttp
 import botocore
 from aiobotocore.config import AioConfig
-from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore import exceptions as boto
 
 import snapstore
 from snapstore.errors import StorageUnavailable
 from snapstore.storage.s3 import errors
+from snapstore.storage.s3.download import Download
 from snapstore.storage.s3.listing import EntriesReader, parse_time
 from snapstore.storage.s3.options import S3Options, customer_key
-from snapstore.storage.s3.payload import Payload
+from snapstore.storage.s3.transport import Transport
 
 _DEFAULT_REGION = "us-east-1"
 _SLOWEST = 128 << 10
 """Bytes a second below which a transfer is given up at last."""
-_REDIRECTIONS = (301, 302, 303, 307, 308)
-CUT = (aiohttp.ClientError, boto.HTTPClientError, boto.IncompleteReadError, TimeoutError, ConnectionError)
-"""What reading a body raises when the connection is lost."""
 
 
 class Client:
@@ -58,27 +55,35 @@ class Client:
         self._options = options
         self._extras = extras
 
-    async def call(self, operation: str, key: str | None, *, size: int = 0, **parameters: Any) -> dict[str, Any]:
-        """One request, with its repetitions. ``key`` is for errors; ``size`` is how many bytes the body has."""
+    async def call(self, operation: str, key: str | None, **parameters: Any) -> dict[str, Any]:
+        """One request, with its repetitions; ``key`` is for errors."""
         known = self._client.meta.service_model.operation_model(operation).input_shape.members
         extras = {name: value for name, value in self._extras.items() if name in known}
         method = getattr(self._client, _METHODS[operation])
         try:
-            async with asyncio.timeout(self.deadline(size)):
+            async with self.deadline(operation, key, len(parameters.get("Body", b""))):
                 answer: dict[str, Any] = await method(Bucket=self._bucket, **{**extras, **parameters})
                 return answer
         except (boto.BotoCoreError, boto.ClientError) as error:
             raise errors.translate(error, operation, key, self._store) from error
+
+    def download(self, name: str, key: str, start: int, size: int | None, if_match: str | None) -> Download:
+        """A range of the object ``name`` (with its prefix); ``key`` is for errors."""
+        return Download(self, name, key, start, size, if_match, self._options.attempts)
+
+    @asynccontextmanager
+    async def deadline(self, operation: str, key: str | None, size: int) -> AsyncIterator[None]:
+        """StorageUnavailable where what is within takes longer than it may, with a body of so many bytes."""
+        seconds = self._options.deadline + size / _SLOWEST
+        try:
+            async with asyncio.timeout(seconds):
+                yield
         except TimeoutError as error:
             raise StorageUnavailable(
-                f"{self._store} did not finish {operation} within {self.deadline(size):.0f} s: try again later, or"
-                " raise the deadline",
+                f"{self._store} did not finish {operation} within {seconds:.0f} s: try again later, or raise the"
+                " deadline",
                 key,
             ) from error
-
-    def deadline(self, size: int) -> float:
-        """Seconds that a request with a body of so many bytes may take."""
-        return self._options.deadline + size / _SLOWEST
 
     async def link(self, key: str, expires: int, headers: Mapping[str, str]) -> str:
         """A presigned URL that fetches the object ``key`` (with its prefix), answered with these headers."""
@@ -119,6 +124,9 @@ def read_configuration(options: S3Options) -> Configuration:
     """Reads the AWS configuration, and the key of SSE-C; blocks. InvalidInput."""
     session = AioSession(profile=options.profile)
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
+    # botocore alone does not know AWS_REGION, which comes before AWS_DEFAULT_REGION in all other AWS tools.
+    if region := options.region or os.environ.get("AWS_REGION"):
+        session.set_config_variable("region", region)
     return Configuration(session, _extras(options))
 
 
@@ -137,7 +145,7 @@ async def connect(
         client = await stack.enter_async_context(
             session.create_client(
                 "s3",
-                region_name=options.region or session.get_config_variable("region") or _DEFAULT_REGION,
+                region_name=session.get_config_variable("region") or _DEFAULT_REGION,
                 endpoint_url=endpoint,
                 config=_config(session, endpoint, options),
             )
@@ -166,7 +174,7 @@ def _config(session: AioSession, endpoint: str | None, options: S3Options) -> Ai
         connect_timeout=options.connect_timeout,
         read_timeout=options.read_timeout,
         warm_up_loader_caches=True,
-        http_session_cls=_Session,
+        http_session_cls=Transport,
         # Whole, or botocore would put one together anew for every request.
         user_agent=f"snapstore/{snapstore.__version__} botocore/{botocore.__version__}",
     )
@@ -198,59 +206,3 @@ def _add_md5(params: dict[str, Any], **_: Any) -> None:
     params["headers"]["Content-MD5"] = base64.b64encode(
         hashlib.md5(params["body"], usedforsecurity=False).digest()
     ).decode()
-
-
-class _Session(AIOHTTPSession):  # type: ignore[misc]
-    """Sends each single attempt of a request."""
-
-    async def _get_session(self, proxy_url: Any) -> Any:
-        return _Direct(await super()._get_session(proxy_url))
-
-    async def send(self, request: Any) -> Any:
-        body = request.body
-        # Some gateways never answer the question; a part that is refused costs no more than its own bytes.
-        request.headers.pop("Expect", None)
-        stall = self._timeout.sock_read
-        try:
-            async with asyncio.timeout(None) as timer:
-                if isinstance(body, Payload):
-                    request.body = _watched(body, timer, stall)
-                response = await super().send(request)
-        except TimeoutError as error:
-            raise boto.ReadTimeoutError(endpoint_url=request.url, error=error) from error
-        except boto.SSLError as error:
-            # A certificate that is not trusted now is not trusted a second later: botocore would try again.
-            raise errors.CertificateRefused(error=error) from error
-        finally:
-            request.body = body  # for its next attempt
-        if response.status_code in _REDIRECTIONS and "x-amz-bucket-region" not in response.headers:
-            # botocore would ask for the region, be redirected again, and ask for the region.
-            raise errors.Redirected(location=response.headers.get("location", "nowhere"))
-        if response.status_code == 429:
-            response.status_code = 503  # which the standard mode of retries knows
-        return response
-
-
-class _Direct:
-    """An aiohttp session that follows no redirection: what is signed is for one host, and botocore finds the other."""
-
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
-        # aiohttp would repeat a request by itself on a connection that was closed, with a body that is half spent.
-        session._retry_connection = False
-
-    def request(self, method: str, **options: Any) -> Any:
-        return self._session.request(method, allow_redirects=False, **options)
-
-
-async def _watched(body: Payload, timer: asyncio.Timeout, stall: float) -> AsyncIterator[memoryview]:
-    """The body, while the server takes it: aiohttp watches over what it reads, and not over what it writes."""
-    now = asyncio.get_running_loop().time
-
-    def sent() -> None:
-        timer.reschedule(now() + stall)
-
-    sent()
-    async for piece in body.pieces(sent):
-        yield piece
-    timer.reschedule(None)  # from here on aiohttp's own timeout watches for the answer

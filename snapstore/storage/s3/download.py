@@ -7,30 +7,44 @@ where it stopped, with If-Match. Servers that ignore that are caught by comparin
 import asyncio
 import random
 from collections.abc import AsyncGenerator
-from typing import Any
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+from botocore import exceptions as boto
 
 from snapstore.errors import ObjectNotFound, PreconditionFailed, StorageError, StorageUnavailable
 from snapstore.storage.s3.answers import bare, quoted
-from snapstore.storage.s3.client import CUT, Client
+
+if TYPE_CHECKING:
+    from snapstore.storage.s3.client import Client
 
 _PIECE = 1 << 20
 _LONGEST_PAUSE = 20.0
+_CUT = (aiohttp.ClientError, boto.HTTPClientError, boto.IncompleteReadError, TimeoutError, ConnectionError)
+"""What reading a body raises when the connection is lost."""
 
 
 class Download:
     """One range; ``etag`` is known once the first piece (or the end) is there. OutOfRange where it begins too late."""
 
     def __init__(
-        self, client: Client, name: str, key: str, start: int, size: int | None, if_match: str | None, attempts: int
+        self, client: "Client", name: str, key: str, start: int, size: int | None, if_match: str | None, attempts: int
     ) -> None:
         self._client = client
         self._name = name
         self._key = key
         self._position = start
+        self._size = size or 0
         self._end = None if size is None else start + size
         self._attempts = attempts
         self._begun = False
         self.etag = if_match
+
+    async def read(self) -> bytes:
+        """All of it, in memory; within the deadline of a request for so many bytes."""
+        async with self._client.deadline("GetObject", self._key, self._size), aclosing(self.pieces()) as pieces:
+            return b"".join([piece async for piece in pieces])
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Its bytes, in pieces of at most 1 MiB."""
@@ -46,7 +60,7 @@ class Download:
                 if self._end is None or self._position >= self._end:
                     return
                 cut: BaseException | None = None
-            except CUT as error:
+            except _CUT as error:
                 cut = error
             finally:
                 body.close()  # one that is left half-read must not go back to the pool

@@ -28,9 +28,13 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]|arn:[^/?#]+(/
 
 
 class S3Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a bucket is reached and used. What is None is left to the AWS configuration, or to the server."""
+    """How a bucket is reached and used. What is None is left to the AWS configuration, or to the server.
+
+    InvalidInput for options that exclude each other; numbers out of range are found when a store is opened with them.
+    """
 
     region: str | None = None
+    """Else ``AWS_REGION``, ``AWS_DEFAULT_REGION``, the profile's, or ``us-east-1``."""
     endpoint: str | None = None
     """Such as ``https://s3.example.com``; else ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, the profile's, or AWS."""
     profile: str | None = None
@@ -40,7 +44,7 @@ class S3Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     part_size: Annotated[int, msgspec.Meta(ge=MIN_PART, le=MAX_PART)] = 8 << 20
     """Bytes of each part of a multipart upload; larger ones are chosen where 10,000 would not suffice."""
     storage_class: str | None = None
-    """Of archives; metadata is small and read often, and stays in the bucket's default class."""
+    """Of archives; metadata is small and read often, and stays in ``STANDARD``."""
     encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
     """Server-side, with the server's keys (SSE-S3) or those of KMS."""
     kms_key_id: str | None = None

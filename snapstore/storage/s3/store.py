@@ -28,7 +28,6 @@ from snapstore.errors import (
     ObjectNotFound,
     PreconditionFailed,
     StorageError,
-    StorageUnavailable,
     StoreClosed,
 )
 from snapstore.storage.base import Body, Chunks, ObjectInfo, Part, UploadInfo, check_key
@@ -125,18 +124,17 @@ class S3Store:
         if self._conditions and if_match is not None:
             conditions["IfMatch"] = quoted(if_match)
         try:
-            answer = await self._call("PutObject", key, size=len(body), **parameters, **conditions)
+            answer = await self._call("PutObject", key, **parameters, **conditions)
         except Unsupported:
             if not conditions:
                 raise
             log.info("%s knows no conditional writes: going on without", self.url)
             self._conditions = False
-            answer = await self._call("PutObject", key, size=len(body), **parameters)
+            answer = await self._call("PutObject", key, **parameters)
         except ObjectNotFound as error:
             raise PreconditionFailed(key) from error  # If-Match on what is not there
         except PreconditionFailed:
-            # Not only where botocore says that it repeated the request: aiohttp does so by itself on a connection that
-            # it used before and that was closed.
+            # It may be there by an earlier attempt of our own, whose answer was lost.
             if ours := await self._written(key, body):
                 return ours
             raise
@@ -158,13 +156,9 @@ class S3Store:
     async def get(self, key: str, *, start: int = 0, size: int | None = None, if_match: str | None = None) -> Body:
         if size == 0:
             return await self._nothing_of(key, if_match)
-        client = await self._connected()
         download = await self._download(key, start, size, if_match)
         try:
-            async with asyncio.timeout(client.deadline(size or 0)), aclosing(download.pieces()) as pieces:
-                content = b"".join([piece async for piece in pieces])
-        except TimeoutError as error:
-            raise StorageUnavailable(f"{key!r} did not come from {self.url} in time: try again later", key) from error
+            content = await download.read()
         except OutOfRange:
             return await self._nothing_of(key, if_match)
         assert download.etag is not None
@@ -184,10 +178,7 @@ class S3Store:
 
     async def _download(self, key: str, start: int, size: int | None, if_match: str | None) -> "Download":
         name = self._name(key)
-        client = await self._connected()
-        module = importlib.import_module("snapstore.storage.s3.download")  # which comes with the client
-        download: Download = module.Download(client, name, key, start, size, if_match, self._options.attempts)
-        return download
+        return (await self._connected()).download(name, key, start, size, if_match)
 
     async def head(self, key: str) -> ObjectInfo:
         answer = await self._call("HeadObject", key, Key=self._name(key))
@@ -263,11 +254,8 @@ class S3Store:
     async def upload_part(self, key: str, upload_id: str, number: int, body: Chunks) -> Part:
         name = self._name(key)
         payload = await self._payload(body)
-        size = len(payload["Body"])
-        answer = await self._call(
-            "UploadPart", key, size=size, Key=name, UploadId=upload_id, PartNumber=number, **payload
-        )
-        return Part(number, bare(answer["ETag"]), size)
+        answer = await self._call("UploadPart", key, Key=name, UploadId=upload_id, PartNumber=number, **payload)
+        return Part(number, bare(answer["ETag"]), len(payload["Body"]))
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, start: int, size: int, *, if_match: str
@@ -375,9 +363,8 @@ class S3Store:
     def _name(self, key: str) -> str:
         return self._location.prefix + check_key(key)
 
-    async def _call(self, operation: str, key: str | None, *, size: int = 0, **parameters: Any) -> dict[str, Any]:
-        client = await self._connected()
-        return await client.call(operation, key, size=size, **parameters)
+    async def _call(self, operation: str, key: str | None, **parameters: Any) -> dict[str, Any]:
+        return await (await self._connected()).call(operation, key, **parameters)
 
     async def _payload(self, chunks: Chunks) -> dict[str, Any]:
         payload = Payload(chunks)
