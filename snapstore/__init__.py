@@ -49,6 +49,7 @@ from snapstore.errors import (
 from snapstore.model import (
     Caps,
     Check,
+    CheckpointReport,
     Count,
     Existing,
     Extent,
@@ -85,6 +86,7 @@ __all__ = [
     "CatalogMismatch",
     "CatalogTooNew",
     "Check",
+    "CheckpointReport",
     "ClockSkewed",
     "Conflict",
     "Count",

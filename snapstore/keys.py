@@ -4,16 +4,19 @@ The layout is FORMAT.md's (format 1), shared with the older system:
 
     <app>:<id>:<label value or ->:<unix seconds>     the archive
     _metadata/<id>                                   the metadata object
+    _checkpoints/<digest>                            copies of metadata, a cache
 """
 
 import os
 import re
 import uuid
+from datetime import datetime
 from urllib.parse import quote
 
 from snapstore.errors import InvalidInput
 
 METADATA_PREFIX = "_metadata/"
+CHECKPOINT_PREFIX = "_checkpoints/"
 SIZE_LABEL = "size:"
 """The label that the older system appends to every snapshot, and its callers read."""
 
@@ -30,6 +33,12 @@ def new_id(unix_ms: int) -> str:
     bits = bits & ~(0xF << 76) | 0x7 << 76
     bits = bits & ~(0x3 << 62) | 0x2 << 62
     return str(uuid.UUID(int=bits))
+
+
+def first_id(moment: datetime) -> bytes:
+    """The 16 bytes before those of every UUIDv7 that is made at ``moment`` or later."""
+    unix_ms = max(0, int(moment.timestamp() * 1000))
+    return (unix_ms << 80).to_bytes(16, "big")
 
 
 def canonical_id(text: str) -> str | None:

@@ -124,7 +124,7 @@ class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class Progress(msgspec.Struct, frozen=True):
     """How far a long call has come. Totals are what the walk found, and 0 where nothing is known beforehand."""
 
-    phase: Literal["scan", "pack", "restore", "rebuild"]
+    phase: Literal["scan", "pack", "restore", "rebuild", "checkpoint"]
     members: int
     total_members: int
     bytes: int
@@ -149,6 +149,10 @@ class IndexStatus(msgspec.Struct, frozen=True, kw_only=True):
     store: str
     """The URL of the store that it belongs to."""
     snapshots: int
+    covered: int
+    """How many of them stand in checkpoints of the store, as far as this index knows."""
+    problems: int
+    """How many metadata objects could not be understood, and are not listed."""
     synced_at: datetime | None
     """When it was last made equal to the store, by a sync or a rebuild; None where that was not yet so."""
     size: int
@@ -173,6 +177,21 @@ class Page(msgspec.Struct, frozen=True):
 
     snapshots: tuple[Snapshot, ...]
     cursor: str | None
+
+
+class CheckpointReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a store's checkpoints."""
+
+    snapshots: int
+    covered: int
+    """How many of them stand in checkpoints now."""
+    written: int
+    """Checkpoints that were written."""
+    read: int
+    """Metadata objects that had to be read for that."""
+    removed: int
+    """Superseded checkpoints that were removed."""
+    seconds: float
 
 
 class SyncReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,8 +32,8 @@ from snapstore import (
     StoreClosed,
 )
 from snapstore.aio import Workers
+from snapstore.engine import opened as engine_store
 from snapstore.engine import parts, reader, writer
-from snapstore.engine import store as engine_store
 from snapstore.storage.local import LocalStore
 from snapstore.storage.urls import open_store
 

@@ -40,7 +40,7 @@ from snapstore import (
 )
 from snapstore.archive import frames, tar, target, toc
 from snapstore.archive.target import Target
-from snapstore.engine import store as engine_store
+from snapstore.engine import opened as engine_store
 from snapstore.errors import TargetUnwritable
 from snapstore.storage.base import Body
 from snapstore.storage.urls import open_store

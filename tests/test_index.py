@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,9 +29,9 @@ from snapstore import (
     SnapStore,
 )
 from snapstore.aio import Workers
-from snapstore.index import catalog as catalog_module
-from snapstore.index import migrations
-from snapstore.index.catalog import Catalog, Query, _page_sql
+from snapstore.index import database, migrations
+from snapstore.index.catalog import Catalog
+from snapstore.index.queries import Query, page_statement
 
 URL = "file:///somewhere"
 
@@ -201,17 +201,67 @@ async def test_a_place_where_no_index_can_be_is_told(tmp_path: Path) -> None:
         assert caught.value.path == str(tmp_path / index)
 
 
-async def test_a_damaged_index_is_told_with_what_to_do(tmp_path: Path) -> None:
+async def fill_with(path: Path, count: int) -> None:
+    """As many snapshots that are in no store, for a file of some size."""
+    workers = Workers(1, "test")
+    catalog = await Catalog.open(str(path), (path.parent / "store").as_uri(), workers)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    await catalog.put([(snapshot_at(start + timedelta(seconds=number)), "etag") for number in range(count)])
+    await catalog.aclose()
+    workers.close()
+
+
+def overwritten(body: bytes) -> bytes:
+    return body[:4096] + b"\xff" * (len(body) - 4096)
+
+
+def cut(body: bytes) -> bytes:
+    return body[: len(body) // 2]
+
+
+def first_page_only(body: bytes) -> bytes:
+    return body[:4096]
+
+
+@pytest.mark.parametrize("damage", [overwritten, cut, first_page_only])
+async def test_a_damaged_index_is_moved_aside_and_filled_anew(
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "app").mkdir()
     async with opening(tmp_path) as store:
         for _ in range(50):
             await store.create("blog", tmp_path / "app", labels=["owner:42"])
-    body = bytearray((tmp_path / "index.db").read_bytes())
-    body[4096:] = b"\xff" * (len(body) - 4096)
-    (tmp_path / "index.db").write_bytes(body)
-    with pytest.raises(CatalogError, match="move it away"):
-        async with opening(tmp_path) as store:
+        before = await ids(store)
+    damaged = damage((tmp_path / "index.db").read_bytes())
+    (tmp_path / "index.db").write_bytes(damaged)
+    async with opening(tmp_path) as store:
+        assert await ids(store) == before
+    [aside] = tmp_path.glob("index.db.damaged-*")
+    assert aside.read_bytes() == damaged
+    assert f"moved to {aside}" in caplog.text
+
+
+async def test_a_damage_that_is_met_in_use_is_mended_when_the_index_is_opened_next(tmp_path: Path) -> None:
+    """What lies between the ends of a table is not looked at on opening."""
+    (tmp_path / "app").mkdir()
+    async with opening(tmp_path) as store:
+        for _ in range(5):
+            await store.create("blog", tmp_path / "app")
+        before = await ids(store)
+    await fill_with(tmp_path / "index.db", 5000)
+    [(page,)] = look(
+        tmp_path / "index.db",
+        "SELECT pageno FROM dbstat WHERE name = 'snapshot' AND pagetype = 'leaf' ORDER BY path LIMIT 1 OFFSET 20",
+    )
+    with (tmp_path / "index.db").open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    async with opening(tmp_path) as store:
+        with pytest.raises(CatalogError, match="open the store again"):
             await ids(store)
+        async with opening(tmp_path) as another:
+            assert await ids(another) == before
+        assert await ids(store) == before  # its connections were closed: new ones find the new file
 
 
 async def test_the_index_and_its_companions_are_private(tmp_path: Path) -> None:
@@ -220,7 +270,7 @@ async def test_the_index_and_its_companions_are_private(tmp_path: Path) -> None:
         async with opening(tmp_path, "new/er/index.db") as store:
             await store.rebuild()
             modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new" / "er").iterdir()}
-            assert modes == dict.fromkeys(("index.db", "index.db-wal", "index.db-shm"), 0o600)
+            assert modes == dict.fromkeys(("index.db", "index.db-wal", "index.db-shm", "index.db-lock"), 0o600)
             assert (tmp_path / "new" / "er").stat().st_mode & 0o777 == 0o700
     finally:
         os.umask(before)
@@ -422,7 +472,7 @@ async def test_a_cursor_survives_a_rebuild_that_orders_an_instant_anew(catalog: 
     await catalog.put([*same, *older])
     page = await catalog.page(Query(), 6)
     assert page.cursor is not None
-    await catalog.remove(await catalog.etags(b"", b"\xff" * 16))
+    await catalog.remove([uuid.UUID(snapshot.id).bytes for snapshot, _ in (*same, *older)])
     await catalog.put([*older[::order], *same[::order]])
     following = await catalog.page(Query(), 10, page.cursor)
     assert {snapshot.id for snapshot in following.snapshots} >= {snapshot.id for snapshot, _ in older}
@@ -487,7 +537,7 @@ def test_a_page_is_read_from_an_index_and_never_sorted(
     query = QUERIES[name]
     if times:
         query = query._replace(since=datetime(2026, 1, 1, tzinfo=UTC), until=datetime(2027, 1, 1, tzinfo=UTC))
-    sql, values = _page_sql(query, (1_767_229_200_000_000, b"x" * 16) if after else None)
+    sql, values = page_statement(query, (1_767_229_200_000_000, b"x" * 16) if after else None, {})
     with closing(sqlite3.connect(many, isolation_level=None)) as connection:
         connection.execute("BEGIN")
         if analyzed:  # statistics that somebody made must not change it either
@@ -504,7 +554,7 @@ def test_a_page_is_read_from_an_index_and_never_sorted(
 @pytest.mark.parametrize("name", QUERIES)
 def test_a_page_touches_few_rows_whatever_the_index_holds(many: Path, name: str) -> None:
     """Counted in SQLite's own steps, so that no clock is asked."""
-    sql, values = _page_sql(QUERIES[name], None)
+    sql, values = page_statement(QUERIES[name], None, {})
     with closing(sqlite3.connect(many)) as connection:
         steps = 0
 
@@ -603,11 +653,11 @@ async def test_a_change_that_waits_can_be_cancelled_and_holds_nothing(tmp_path: 
 async def test_an_index_that_stays_locked_is_told(
     tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog_module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(database, "_PATIENCE", 0.05)
     with closing(sqlite3.connect(tmp_path / "index.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(CatalogBusy) as caught:
-            await catalog.mark_filled(datetime.now(UTC))
+            await catalog.remove([])
     assert caught.value.path == str(tmp_path / "index.db")
 
 
@@ -615,7 +665,7 @@ async def test_a_snapshot_that_cannot_be_indexed_is_not_made(tmp_path: Path, mon
     """When create raises, there is no snapshot: not in the bucket either."""
     (tmp_path / "app").mkdir()
     async with opening(tmp_path) as store:
-        monkeypatch.setattr(catalog_module, "_PATIENCE", 0.05)
+        monkeypatch.setattr(database, "_PATIENCE", 0.05)
         with closing(sqlite3.connect(tmp_path / "index.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(CatalogBusy):

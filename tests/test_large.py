@@ -124,7 +124,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Counting]:
         stores.append(Counting(await open_store(url)))
         return stores[-1]
 
-    monkeypatch.setattr("snapstore.engine.store.open_store", count)
+    monkeypatch.setattr("snapstore.engine.opened.open_store", count)
     return stores
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from snapstore import SnapStore, StorageError
-from snapstore.engine import store as engine
+from snapstore.engine import opened as engine
 from snapstore.storage.base import ObjectInfo, ObjectStore
 from snapstore.storage.urls import open_store
 

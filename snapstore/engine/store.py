@@ -2,12 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Any, Self, TypeVar
-from weakref import WeakValueDictionary
+from datetime import timedelta
+from typing import Any, TypeVar
 
 from snapstore import keys
 from snapstore.aio import run_all, uninterrupted
@@ -17,9 +15,8 @@ from snapstore.archive.frames import LEVEL
 from snapstore.archive.restore import RestoreOptions
 from snapstore.engine import objects
 from snapstore.engine.arguments import app_folder, strings
-from snapstore.engine.calls import Calls
 from snapstore.engine.foreign import ForeignReader
-from snapstore.engine.limits import Limits
+from snapstore.engine.listing import Listing
 from snapstore.engine.reader import ArchiveReader
 from snapstore.engine.writer import Request, SnapshotWriter
 from snapstore.errors import (
@@ -27,39 +24,27 @@ from snapstore.errors import (
     InvalidInput,
     ObjectNotFound,
     SnapshotNotFound,
-    StoreClosed,
     UnsupportedFormat,
 )
-from snapstore.index import sync
-from snapstore.index.catalog import Catalog, Query
 from snapstore.model import (
     FORMAT,
     Caps,
-    Count,
     Existing,
-    IndexStatus,
     Member,
     OnError,
-    Page,
     ProgressCallback,
     RestoreReport,
     Snapshot,
     SnapshotReport,
-    SyncReport,
 )
-from snapstore.places import default_index
-from snapstore.storage.base import ObjectStore
-from snapstore.storage.s3.options import S3Options
-from snapstore.storage.urls import local_path, open_store
+from snapstore.storage.urls import local_path
 
 T = TypeVar("T")
 
-_PAGE = 200
-_MAX_PAGE = 10_000
 _DELETES_AT_ONCE = 8
 
 
-class SnapStore:
+class SnapStore(Listing):
     """Snapshots in one object store, listed from one local index.
 
     Made by `open`, and used as an async context manager (or awaited, and closed by `aclose`). One instance serves any
@@ -68,127 +53,6 @@ class SnapStore:
 
     Besides what each call names, all may raise StorageError, CatalogError (CatalogBusy among them) and StoreClosed.
     """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        index: str | None,
-        limits: Limits | None,
-        apps: str | None,
-        index_label: str | None,
-        create: bool,
-        s3: S3Options | None,
-    ) -> None:
-        self._url = url
-        self._index = index
-        self._limits = limits or Limits()
-        self._apps = os.path.abspath(apps) if apps else None
-        self._index_label = index_label
-        self._create = create
-        self._s3 = s3
-        self._opened: tuple[ObjectStore, Catalog] | None = None
-        self._calls = Calls()
-        self._closing = asyncio.Lock()
-        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    @classmethod
-    def open(
-        cls,
-        url: str | os.PathLike[str],
-        *,
-        index: str | os.PathLike[str] | None = None,
-        limits: Limits | None = None,
-        apps: str | os.PathLike[str] | None = None,
-        index_label: str | None = None,
-        create: bool = True,
-        s3: S3Options | None = None,
-    ) -> Self:
-        """The store at ``url``: ``s3://bucket/prefix`` (see `S3Options`), a folder, or ``file:///…``.
-
-        ``index`` is the file of the local label index (default: one a store, below the user's data home). A new one is
-        filled from the store when it is opened. ``limits`` may be shared with other stores. ``apps`` is the folder in
-        which the applications live, for calls that name no folder. ``index_label`` is the key of the label whose value
-        stands in the archives' keys. With ``create=False``, NotAStore where there is no folder store yet. ``s3`` says
-        how a bucket is used; what the URL says comes first.
-
-        Entering (or awaiting) it raises InvalidInput, NotAStore, and CatalogError and its kinds.
-        """
-        return cls(
-            os.fspath(url),
-            index=os.fspath(index) if index is not None else None,
-            limits=limits,
-            apps=os.fspath(apps) if apps is not None else None,
-            index_label=index_label,
-            create=create,
-            s3=s3,
-        )
-
-    async def __aenter__(self) -> Self:
-        if self._opened is not None:
-            raise InvalidInput("the store is open already")
-        self._limits.attach()
-        try:
-            store = await open_store(self._url, create=self._create, s3=self._s3)
-            try:
-                catalog = await self._open_catalog(store)
-            except BaseException:
-                await uninterrupted(store.aclose())
-                raise
-        except BaseException:
-            self._limits.detach()
-            raise
-        self._opened = store, catalog
-        self._calls = Calls()
-        return self
-
-    async def _open_catalog(self, store: ObjectStore) -> Catalog:
-        catalog = await Catalog.open(self._index or default_index(store.url), store.url, self._limits.files)
-        try:
-            if not await catalog.is_filled():
-                await sync.sync(store, catalog)
-        except BaseException:
-            await uninterrupted(catalog.aclose())
-            raise
-        return catalog
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self.__aenter__().__await__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self, *, grace: float = 0.0) -> None:
-        """Close index and store, and end the threads that no other store uses.
-
-        Calls that are under way may end within ``grace`` seconds, and are cancelled then: they leave nothing behind,
-        and raise StoreClosed. Nothing of ours runs any more when this returns.
-        """
-        await uninterrupted(self._close(grace))
-
-    async def _close(self, grace: float) -> None:
-        async with self._closing:  # a second one waits for the first
-            await self._calls.close(grace)
-            if self._opened is None:
-                return
-            (store, catalog), self._opened = self._opened, None
-            try:
-                await catalog.aclose()
-            finally:
-                await store.aclose()
-                self._limits.detach()
-
-    @property
-    def url(self) -> str:
-        """The store's URL, in the form that identifies it."""
-        return self._store.url
-
-    @property
-    def index(self) -> str:
-        """The path of the index file."""
-        return self._catalog.path
 
     async def create(
         self,
@@ -226,78 +90,6 @@ class SnapStore:
         Excludes(request.exclude)  # a pattern that cannot be understood is found before anything is done
         writer = SnapshotWriter(self._store, self._catalog, self._limits, self._index_label, request)
         return await self._calls.run(writer.write(), undo=writer.undo)
-
-    async def get(self, snapshot_id: str) -> Snapshot:
-        """The snapshot with this id, prefix of an id, or ``APP@latest``. SnapshotNotFound, AmbiguousId."""
-        if not isinstance(snapshot_id, str):
-            raise InvalidInput(f"{snapshot_id!r} is no snapshot's id: give a string, such as snapshot.id")
-        app, at, name = snapshot_id.rpartition("@")
-        if at and name == "latest":
-            return await self.latest(app)
-        found = await self._calls.run(self._catalog.find(snapshot_id))
-        if found is None:
-            if (await self.page(apps=[snapshot_id], limit=1)).snapshots:
-                raise SnapshotNotFound(
-                    snapshot_id,
-                    f"no snapshot {snapshot_id!r}, but an app of that name: its newest is {snapshot_id}@latest",
-                )
-            raise SnapshotNotFound(snapshot_id)
-        return found
-
-    async def latest(self, app: str, *, labels: Iterable[str] = ()) -> Snapshot:
-        """The newest snapshot of an app that has all ``labels``. SnapshotNotFound where there is none."""
-        page = await self.page(apps=[app], labels=labels, limit=1)
-        if not page.snapshots:
-            raise SnapshotNotFound(
-                f"{app}@latest", f"app {app!r} has no such snapshot: `snapstore list` shows what there is"
-            )
-        return page.snapshots[0]
-
-    async def list(
-        self,
-        *,
-        apps: Iterable[str] = (),
-        labels: Iterable[str] = (),
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int | None = None,
-        cursor: str | None = None,
-    ) -> AsyncIterator[Snapshot]:
-        """Snapshots, newest first, from the local index alone.
-
-        Of any of ``apps``, with all ``labels`` (``key:value``, or ``key`` for any value), taken at ``since`` or later
-        and before ``until``; at most ``limit``, going on from ``cursor``. InvalidInput.
-        """
-        if limit is not None and limit < 0:
-            raise InvalidInput(f"limit is 0 or more, not {limit}")
-        left = limit
-        while left is None or left > 0:
-            size = _PAGE if left is None else min(_PAGE, left)
-            page = await self.page(apps=apps, labels=labels, since=since, until=until, limit=size, cursor=cursor)
-            for snapshot in page.snapshots:
-                yield snapshot
-            if page.cursor is None:
-                return
-            cursor = page.cursor
-            left = None if left is None else left - len(page.snapshots)
-
-    async def page(
-        self,
-        *,
-        apps: Iterable[str] = (),
-        labels: Iterable[str] = (),
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page:
-        """One page of what `list` gives, with the cursor of the next, which stays right while snapshots come and go."""
-        if not 1 <= limit <= _MAX_PAGE:
-            raise InvalidInput(f"limit is 1 to {_MAX_PAGE}, not {limit}")
-        if since is not None and until is not None and since > until:
-            raise InvalidInput("`since` is later than `until`: exchange them")
-        query = Query(tuple(strings(apps, "apps")), tuple(strings(labels, "labels")), since, until)
-        return await self._calls.run(self._catalog.page(query, limit, cursor))
 
     async def members(self, snapshot_id: str) -> AsyncIterator[Member]:
         """What is in a snapshot, in the archive's order: files first, folders last. ArchiveError."""
@@ -421,26 +213,6 @@ class SnapStore:
         await self._calls.run(run_all(deletes, at_once=_DELETES_AT_ONCE))
         return snapshots
 
-    async def apps(self) -> Sequence[Count]:
-        """Every app with how many snapshots it has, by name; from the index alone."""
-        return await self._calls.run(self._catalog.apps())
-
-    async def labels(self, key: str | None = None) -> Sequence[Count]:
-        """Every key of a label, or every label (``key:value``) of ``key``, and how many snapshots have it, by name."""
-        return await self._calls.run(self._catalog.labels(key))
-
-    async def index_status(self) -> IndexStatus:
-        """How much is in the index, and how old that is."""
-        return await self._calls.run(self._catalog.status())
-
-    async def sync(self, *, progress: ProgressCallback | None = None) -> SyncReport:
-        """Make the index equal to the store, which other nodes may have changed: reads what is new or changed only."""
-        return await self._calls.run(sync.sync(self._store, self._catalog, progress))
-
-    async def rebuild(self, *, progress: ProgressCallback | None = None) -> SyncReport:
-        """Read the index anew from the store's metadata objects."""
-        return await self._calls.run(sync.sync(self._store, self._catalog, progress, anew=True))
-
     async def _delete(self, snapshot: Snapshot) -> None:
         try:
             key = (await self._with_key(snapshot)).key
@@ -472,16 +244,3 @@ class SnapStore:
 
     async def _with_key(self, snapshot: Snapshot) -> Snapshot:
         return await objects.with_key(self._store, self._catalog, snapshot)
-
-    @property
-    def _store(self) -> ObjectStore:
-        return self._open()[0]
-
-    @property
-    def _catalog(self) -> Catalog:
-        return self._open()[1]
-
-    def _open(self) -> tuple[ObjectStore, Catalog]:
-        if self._opened is None:
-            raise StoreClosed("the store is not open: use `async with SnapStore.open(…) as store`")
-        return self._opened

@@ -1,22 +1,68 @@
-"""The index file: made where it is missing, found to be ours and this store's, and brought to the newest schema."""
+"""The index file: made where it is missing, found to be ours and this store's, brought to the newest schema.
 
+It is a cache: one that is ours and damaged is moved aside, and a new one made, which is then filled from the store.
+"""
+
+import contextlib
+import logging
 import os
 import sqlite3
+import time
 from contextlib import closing
 
 from snapstore.errors import CatalogError, CatalogMismatch, reason_of
+from snapstore.index.lock import locked
 from snapstore.index.migrations import migrate
 
-_APPLICATION_ID = 0x534E4150  # "SNAP", as the first migration sets it: no other program's file is taken for ours
+log = logging.getLogger("snapstore")
+
+_APPLICATION_ID = b"SNAP"  # as the first migration sets it: no other program's file is taken for ours
+_APPLICATION_ID_AT = 68  # https://www.sqlite.org/fileformat2.html, 1.3
 _MAGIC = b"SQLite format 3\0"
 _PATIENCE = 60.0
 """Seconds to wait for another process that opens the same file."""
 _OTHER_FILE = "move it away, or give another file (index=, --index, SNAPSTORE_INDEX)"
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+COMPANIONS = ("", "-wal", "-shm")
+"""What SQLite keeps beside an index."""
+_PROBES = (
+    "SELECT min(position), max(position) FROM snapshot",
+    "SELECT min(id), max(id) FROM snapshot",
+    "SELECT min(app), max(app) FROM snapshot",
+    "SELECT min(label), max(label) FROM snapshot_label",
+    "SELECT min(position), max(position) FROM snapshot_label",
+    "SELECT min(name), max(name) FROM label",
+    "SELECT min(name), max(name) FROM app",
+)
+"""Both ends of every table and index: what a file that was cut or overwritten lacks. They read a few pages each."""
 
 
 def prepare(path: str, store_url: str) -> None:
     """Make the file ready for the store at ``store_url``. CatalogTooNew, CatalogMismatch, CatalogError."""
-    _make(path)
+    try:
+        _prepare(path, store_url)
+    except _Damaged:
+        with locked(path):
+            try:
+                _prepare(path, store_url)  # another process may have put it right meanwhile
+            except _Damaged as error:
+                log.warning(
+                    "the index %s is damaged (%s): moved to %s; a new one is filled from the store",
+                    path,
+                    error.__cause__ or "as was found in use",
+                    _move_aside(path),
+                )
+                _prepare(path, store_url)
+
+
+class _Damaged(Exception):
+    """An index of ours that SQLite cannot read."""
+
+
+def _prepare(path: str, store_url: str) -> None:
+    ours = _make(path)
+    if ours and os.path.exists(_mark(path)):
+        raise _Damaged
     try:
         with closing(sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE)) as connection:
             _check_ours(connection, path)
@@ -24,7 +70,10 @@ def prepare(path: str, store_url: str) -> None:
             migrate(connection, path)
             connection.execute("INSERT OR IGNORE INTO store (only, url) VALUES (1, ?)", [store_url])
             (found,) = connection.execute("SELECT url FROM store").fetchone()
+            _probe(connection, path)
     except sqlite3.DatabaseError as error:
+        if ours and is_damage(error):
+            raise _Damaged from error
         raise unusable(path, error) from error
     if found != store_url:
         raise CatalogMismatch(
@@ -33,31 +82,78 @@ def prepare(path: str, store_url: str) -> None:
         )
 
 
+def _probe(connection: sqlite3.Connection, path: str) -> None:
+    for probe in _PROBES:
+        connection.execute(probe).fetchone()
+    pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    logged = os.path.exists(f"{path}-wal") and os.path.getsize(f"{path}-wal")
+    if not logged and os.path.getsize(path) < pages * size:
+        error = sqlite3.DatabaseError("the file is shorter than it says")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether SQLite says that the file's content is wrong, rather than that it cannot be had."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+def remember_damage(path: str) -> None:
+    """It was found in use: whoever opens the index next shall not take it for a sound one."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(_mark(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _mark(path: str) -> str:
+    return f"{path}-damaged"
+
+
+def _move_aside(path: str) -> str:
+    aside = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    for suffix in COMPANIONS:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path + suffix, aside + suffix)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_mark(path))
+    return aside
+
+
 def unusable(path: str, error: sqlite3.DatabaseError) -> CatalogError:
     """What SQLite says of a file that is damaged, on a full disk, or not ours to write to."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-        advice = "make room for it and check that it may be written to"
+    if is_damage(error):
+        advice = "open the store again (or run `snapstore index rebuild`), and a new one is filled from it"
     else:
-        advice = "move it away, and a new one is filled from the store"
+        advice = "make room for it and check that it may be written to"
     return CatalogError(path, f"the index {path!r} cannot be used ({error}): {advice}")
 
 
-def _make(path: str) -> None:
-    """An empty private file where there is none; SQLite makes a database of it, and gives its companions its mode."""
+def _make(path: str) -> bool:
+    """An empty private file where there is none; SQLite makes a database of it, and gives its companions its mode.
+
+    Returns whether one is there that says it is ours.
+    """
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with open(descriptor, "rb") as file:
-            magic = file.read(len(_MAGIC))
+            header = file.read(100)
     except OSError as error:
         reason = reason_of(error)
         raise CatalogError(path, f"the index {path!r} cannot be opened ({reason}): {_OTHER_FILE}") from error
-    if magic not in (b"", _MAGIC):
+    if header and not header.startswith(_MAGIC):
         raise CatalogMismatch(path, f"{path!r} is no index of snapstore's, but some other file: {_OTHER_FILE}")
+    return header[_APPLICATION_ID_AT:].startswith(_APPLICATION_ID)
 
 
 def _check_ours(connection: sqlite3.Connection, path: str) -> None:
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    if tables and connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+    found = connection.execute("PRAGMA application_id").fetchone()[0]
+    if tables and found != int.from_bytes(_APPLICATION_ID, "big"):
         raise CatalogMismatch(path, f"{path!r} is no index of snapstore's, but another database: {_OTHER_FILE}")
+
+
+def remove(path: str) -> None:
+    """An index with all that belongs to it, where it is there."""
+    for suffix in COMPANIONS:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + suffix)

@@ -1,16 +1,30 @@
 """A snapshot as a row: what SQLite looks things up by in columns, the rest packed into a few dozen bytes."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from snapstore.errors import InvalidInput
-from snapstore.keys import archive_prefix
+from snapstore.keys import archive_prefix, split_label
 from snapstore.model import Extent, Snapshot
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Row(NamedTuple):
+    """A snapshot as the index keeps it."""
+
+    position: int
+    """Where it is wanted: its time of creation, in microseconds since 1970."""
+    id: bytes
+    app: str
+    etag: str
+    """Of its metadata object."""
+    detail: bytes
+    labels: frozenset[str]
+    """What it is found by: of each label the key with its value, and the key alone."""
 
 
 class _Detail(msgspec.Struct, frozen=True, array_like=True):
@@ -46,8 +60,8 @@ def moment(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def pack(snapshot: Snapshot, etag: str) -> tuple[int, bytes, str, str, bytes]:
-    """Wanted position, id, app, ETag and detail of a snapshot."""
+def pack(snapshot: Snapshot, etag: str) -> Row:
+    """The row of a snapshot whose metadata has this ETag."""
     created = microseconds(snapshot.created_at)
     prefix = archive_prefix(snapshot.app, snapshot.id)
     key = snapshot.key
@@ -67,7 +81,13 @@ def pack(snapshot: Snapshot, etag: str) -> tuple[int, bytes, str, str, bytes]:
         revision=snapshot.revision,
         format=snapshot.format,
     )
-    return created, UUID(snapshot.id).bytes, snapshot.app, etag, _encoder.encode(detail)
+    labels = frozenset(name for label in snapshot.labels for name in _names(label))
+    return Row(created, UUID(snapshot.id).bytes, snapshot.app, etag, _encoder.encode(detail), labels)
+
+
+def _names(label: str) -> tuple[str, str]:
+    key, value = split_label(label)
+    return key, f"{key}:{value}"
 
 
 def unpack(row: Any) -> Snapshot:

@@ -1,31 +1,37 @@
 """Make the catalog equal to the bucket: list ``_metadata/``, compare ETags, read what is new or changed.
 
-The listing comes in the order of ids, and so do the catalog's rows: page by page both are walked side by side, and
-nothing is kept of either. What was read is committed page by page, so a sync that is interrupted is not repeated.
-
-A row that the listing does not have may have been added since, by this node or another: so each is asked for by itself
-before it is dropped.
+Listings come in the order of ids, and so do the catalog's rows: piece by piece both are laid side by side, and nothing
+is kept of either. What was read is committed piece by piece, so a sync that is interrupted is not repeated.
 """
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from snapstore import metadata
-from snapstore.aio import run_all
-from snapstore.errors import MetadataInvalid, ObjectNotFound
+from snapstore.aio import run_all, uninterrupted
+from snapstore.errors import CatalogError, MetadataInvalid, ObjectNotFound
+from snapstore.index import checkpoints, file, replacement, rows
 from snapstore.index.catalog import Catalog
-from snapstore.keys import METADATA_PREFIX, canonical_id, id_bytes, metadata_key
-from snapstore.model import Progress, ProgressCallback, Snapshot, SyncReport
+from snapstore.index.mirror import Known, Mirror
+from snapstore.index.rows import Row
+from snapstore.index.walk import PAGE, Span, id_of, spans, walk
+from snapstore.keys import first_id, metadata_key
+from snapstore.model import Progress, ProgressCallback, SyncReport
 from snapstore.storage.base import ObjectInfo, ObjectStore
 
 log = logging.getLogger("snapstore")
 
 _AT_ONCE = 32
-_LAST = b"\xff" * 16
-_ROWS = 10_000
+_LOOKS = 8
+"""How often snapshots are read again that change while we read them; the next sync reads those that still do."""
+_TOLD = 1000
+_CLOCKS = timedelta(days=1)
+"""By how much the clock of another node, whose ids these are, may be ahead of ours."""
 
 
 async def sync(
@@ -33,99 +39,215 @@ async def sync(
     catalog: Catalog,
     progress: ProgressCallback | None = None,
     *,
-    anew: bool = False,
-    after: bytes = b"",
+    recent: timedelta | None = None,
 ) -> SyncReport:
-    """Bring the catalog up to date with the bucket; with ``anew``, every object is read again.
+    """Bring the catalog up to date with the bucket. Readers see each piece when it is done.
 
-    ``after`` leaves out the snapshots whose ids (16 bytes) are not greater. Readers see each page when it is done.
+    With ``recent``, only snapshots are looked at that were begun later than that before the last sync of either kind.
+    The caller holds the index's lock.
     """
-    began, started = datetime.now(UTC), time.monotonic()
-    step = _Step(store, catalog, anew)
-    position = after
-    start_after = metadata_key(str(UUID(bytes=after))) if after else ""
-    with catalog.rebuilding() as step.put:
-        async for page in store.list(METADATA_PREFIX, start_after=start_after):
-            found = step.named(page)
-            upto = max(found, default=position)
-            await step.compare(found, await catalog.etags(position, upto))
-            position = upto
-            if progress is not None:
-                progress(Progress("rebuild", step.snapshots, step.snapshots, 0, 0))
-        while known := await catalog.etags(position, _LAST, limit=_ROWS):
-            await step.drop_gone(known)
-            position = max(known)
-    if not after:
-        await catalog.mark_filled(began)
-    for problem in step.problems:
-        log.warning("not listed: %s", problem)
+    began = datetime.now(UTC)
+    mirror = Mirror(catalog.database)
+    over, since = await _over(store, mirror, began, recent)
+    async with _noting(mirror):
+        walked = _Walk(store, mirror, progress)
+        await walk(store, over, walked.compare)
+        await walked.look_again()
+    await mirror.finish(began, whole=since is None)
+    return await walked.report()
+
+
+async def nothing_done(mirror: Mirror) -> SyncReport:
+    """The report of a sync that another has made needless."""
     return SyncReport(
-        snapshots=step.snapshots,
-        read=step.read,
-        removed=step.removed,
-        problems=tuple(step.problems),
+        snapshots=await mirror.count(), read=0, removed=0, problems=tuple(await mirror.problems(_TOLD)), seconds=0.0
+    )
+
+
+async def _over(
+    store: ObjectStore, mirror: Mirror, now: datetime, recent: timedelta | None
+) -> tuple[Sequence[Span], datetime | None]:
+    """What to walk over, and since when that is; None for all."""
+    last = await mirror.last(whole=False)
+    if recent is not None and last is not None:
+        since = min(last, now) - recent
+        return [Span(first_id(since), first_id(now + _CLOCKS))], since
+    pages = -(-(await mirror.count()) // PAGE)
+    each = max(2, -(-pages // store.listings))  # whole pages, so that no listing has to be asked for more than it needs
+    return spans(await mirror.cuts(each * PAGE) if store.listings > 1 else ()), None
+
+
+async def fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None = None) -> SyncReport:
+    """Fill a catalog that nobody reads yet. What an earlier attempt has brought into it is not fetched again."""
+    began = datetime.now(UTC)
+    mirror = Mirror(catalog.database)
+    await checkpoints.load(store, catalog)
+    over, _ = await _over(store, mirror, began, None)
+    walked = _Walk(store, mirror, progress, certain=True)
+    await walk(store, over, walked.compare)
+    await mirror.finish(began, whole=True)
+    return await walked.report()
+
+
+async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None = None) -> SyncReport:
+    """Read the whole bucket into a new index, and put it in the place of the catalog's, which is read meanwhile.
+
+    One that was interrupted is gone on with, as long as nothing stands in the way. The caller holds the index's lock.
+    """
+    started = time.monotonic()
+    mirror = Mirror(catalog.database)
+    async with _noting(mirror):
+        beside = await _open_beside(catalog)
+        try:
+            report = await fill(store, beside, progress)
+        finally:
+            await uninterrupted(beside.aclose())
+        await catalog.workers.run(replacement.replace, catalog.path, beside.path)
+        await catalog.workers.run(file.remove, beside.path)
+        walked = _Walk(store, mirror, progress)
+        await walked.read_again(await mirror.noted())
+        await walked.look_again()
+    changed = await walked.report()
+    return SyncReport(
+        snapshots=await mirror.count(),
+        read=report.read + changed.read,
+        removed=changed.removed,
+        problems=tuple(dict.fromkeys([*report.problems, *changed.problems]))[:_TOLD],
         seconds=time.monotonic() - started,
     )
 
 
-class _Step:
-    """One run's counts, and what it does for each page."""
+async def _open_beside(catalog: Catalog) -> Catalog:
+    path = f"{catalog.path}-rebuild"
+    try:
+        return await Catalog.open(path, catalog.store_url, catalog.workers)
+    except CatalogError:
+        await catalog.workers.run(file.remove, path)
+        return await Catalog.open(path, catalog.store_url, catalog.workers)
 
-    put: Callable[[Sequence[tuple[Snapshot, str]]], Awaitable[None]]
 
-    def __init__(self, store: ObjectStore, catalog: Catalog, anew: bool) -> None:
+@asynccontextmanager
+async def _noting(mirror: Mirror) -> AsyncIterator[None]:
+    await mirror.begin()
+    try:
+        yield
+    finally:
+        await uninterrupted(mirror.end())
+
+
+class _Walk:
+    """One walk over the bucket: what it does with each piece, and its counts."""
+
+    def __init__(
+        self, store: ObjectStore, mirror: Mirror, progress: ProgressCallback | None, *, certain: bool = False
+    ) -> None:
+        """``certain``: a row that is not listed is gone, without asking, since nobody else adds rows."""
         self._store = store
-        self._catalog = catalog
-        self._anew = anew
-        self.snapshots = self.read = self.removed = 0
-        self.problems: list[str] = []
+        self._mirror = mirror
+        self._progress = progress
+        self._certain = certain
+        self._reading = asyncio.Semaphore(_AT_ONCE)
+        self._started = time.monotonic()
+        self._names: list[str] = []
+        """Objects that are no metadata at all, by their names."""
+        self._changed: set[bytes] = set()
+        self._snapshots = self._read = self._removed = 0
 
-    def named(self, page: Iterable[ObjectInfo]) -> dict[bytes, ObjectInfo]:
-        """The metadata objects among these, by id."""
+    async def compare(self, span: Span, listed: Sequence[ObjectInfo]) -> None:
+        """What the bucket has, and what the catalog has, of one span."""
+        found = self._named(listed)
+        known = await self._mirror.known(span.after, span.upto)
+        wanted = [snapshot_id for snapshot_id, info in found.items() if known.etags.get(snapshot_id) != info.etag]
+        missing = [snapshot_id for snapshot_id in known.etags if snapshot_id not in found]
+        gone = missing if self._certain else await self._gone(missing)
+        await self._bring(known, wanted, gone)
+        self._snapshots += len(found) - len(wanted)
+        self._tell()
+
+    async def read_again(self, ids: Iterable[bytes]) -> None:
+        """Read these, whatever is known of them."""
+        await self._bring(await self._mirror.known(b"", b""), list(ids), ())
+
+    async def look_again(self) -> None:
+        """Read once more what calls changed while it was read."""
+        for _ in range(_LOOKS):
+            if not self._changed:
+                return
+            ids, self._changed = self._changed, set()
+            await self.read_again(ids)
+
+    async def _bring(self, known: Known, wanted: Sequence[bytes], gone: Sequence[bytes]) -> None:
+        """Read the wanted ones, and write all into the catalog, of which this was known before."""
+        if not wanted and not gone:
+            return
+        found: list[Row] = []
+        problems: list[tuple[bytes, str, str]] = []
+        lost: list[bytes] = []
+        await run_all((self._get(wish, found, problems, lost) for wish in wanted), at_once=_AT_ONCE)
+        dropped = [*gone, *lost]
+        left_out = set(await self._mirror.apply(known.mark, found, problems, dropped))
+        self._changed |= left_out
+        self._read += len(wanted)
+        self._snapshots += sum(row.id not in left_out for row in found)
+        listed = known.etags.keys() - known.problems - left_out
+        self._removed += len(listed.intersection([*dropped, *(snapshot_id for snapshot_id, _, _ in problems)]))
+        for snapshot_id, _, reason in problems:
+            if snapshot_id not in left_out:
+                log.warning("not listed: %s", reason)
+
+    async def _get(
+        self, snapshot_id: bytes, found: list[Row], problems: list[tuple[bytes, str, str]], lost: list[bytes]
+    ) -> None:
+        key = _key(snapshot_id)
+        async with self._reading:
+            try:
+                body = await self._store.get(key)
+            except ObjectNotFound:
+                lost.append(snapshot_id)
+                return
+        try:
+            found.append(rows.pack(metadata.decode(key, body.content), body.etag))
+        except MetadataInvalid as error:
+            problems.append((snapshot_id, body.etag, str(error)))
+
+    async def _gone(self, candidates: Sequence[bytes]) -> Sequence[bytes]:
+        """Those of these that are not there: some stores list a new object only after a while."""
+        gone: list[bytes] = []
+
+        async def ask(snapshot_id: bytes) -> None:
+            async with self._reading:
+                try:
+                    await self._store.head(_key(snapshot_id))
+                except ObjectNotFound:
+                    gone.append(snapshot_id)
+
+        await run_all((ask(candidate) for candidate in candidates), at_once=_AT_ONCE)
+        return gone
+
+    def _named(self, listed: Iterable[ObjectInfo]) -> Mapping[bytes, ObjectInfo]:
         found = {}
-        for info in page:
-            snapshot_id = canonical_id(info.key.removeprefix(METADATA_PREFIX))
+        for info in listed:
+            snapshot_id = id_of(info)
             if snapshot_id is None:
-                self.problems.append(f"{info.key}: its name is no snapshot's id")
+                self._names.append(f"{info.key}: its name is no snapshot's id")
+                log.warning("not listed: %s", self._names[-1])
             else:
-                found[id_bytes(snapshot_id)] = info
+                found[snapshot_id] = info
         return found
 
-    async def compare(self, found: Mapping[bytes, ObjectInfo], known: Mapping[bytes, str]) -> None:
-        """What the bucket has, and what the catalog has, of one range of ids."""
-        entries: list[tuple[Snapshot, str]] = []
-        lost: list[bytes] = []
-        wanted = [info for key, info in found.items() if self._anew or known.get(key) != info.etag]
-        await run_all((self._read(info, entries, lost) for info in wanted), at_once=_AT_ONCE)
-        if entries:
-            await self.put(entries)
-        self.read += len(wanted)
-        self.snapshots += len(found) - len(wanted) + len(entries)
-        await self._drop([snapshot_id for snapshot_id in lost if snapshot_id in known])
-        await self.drop_gone(known.keys() - found.keys())
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(Progress("rebuild", self._snapshots, self._snapshots, 0, 0))
 
-    async def _read(self, info: ObjectInfo, entries: list[tuple[Snapshot, str]], lost: list[bytes]) -> None:
-        try:
-            body = await self._store.get(info.key)
-            entries.append((metadata.decode(info.key, body.content), body.etag))
-        except (ObjectNotFound, MetadataInvalid) as error:
-            lost.append(id_bytes(info.key.removeprefix(METADATA_PREFIX)))
-            if isinstance(error, MetadataInvalid):
-                self.problems.append(str(error))
+    async def report(self) -> SyncReport:
+        return SyncReport(
+            snapshots=self._snapshots,
+            read=self._read,
+            removed=self._removed,
+            problems=(*self._names, *await self._mirror.problems(_TOLD))[:_TOLD],
+            seconds=time.monotonic() - self._started,
+        )
 
-    async def drop_gone(self, candidates: Iterable[bytes]) -> None:
-        """Remove from the catalog those of these rows whose objects are not there."""
-        gone: list[bytes] = []
-        await run_all((self._ask(snapshot_id, gone) for snapshot_id in candidates), at_once=_AT_ONCE)
-        await self._drop(gone)
 
-    async def _drop(self, gone: Sequence[bytes]) -> None:
-        if gone:
-            await self._catalog.remove(gone)
-        self.removed += len(gone)
-
-    async def _ask(self, snapshot_id: bytes, gone: list[bytes]) -> None:
-        try:
-            await self._store.head(metadata_key(str(UUID(bytes=snapshot_id))))
-        except ObjectNotFound:
-            gone.append(snapshot_id)
+def _key(snapshot_id: bytes) -> str:
+    return metadata_key(str(UUID(bytes=snapshot_id)))

@@ -74,6 +74,10 @@ class ObjectStore(Protocol):
     def part_size(self) -> int:
         """Bytes that the parts of uploads should have here, at least."""
 
+    @property
+    def listings(self) -> int:
+        """How many listings at once are faster than one."""
+
     async def connect(self) -> None:
         """Make ready for requests; may be called while something else is done first, and need not be."""
 

@@ -66,6 +66,10 @@ class LocalStore:
     def part_size(self) -> int:
         return _PART
 
+    @property
+    def listings(self) -> int:
+        return 1  # each would read the whole folder
+
     async def connect(self) -> None:
         pass  # nothing to wait for
 

@@ -18,7 +18,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
-import botocore
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import exceptions as boto
@@ -176,7 +175,7 @@ def _config(session: AioSession, endpoint: str | None, options: S3Options) -> Ai
         warm_up_loader_caches=True,
         http_session_cls=Transport,
         # Whole, or botocore would put one together anew for every request.
-        user_agent=f"snapstore/{snapstore.__version__} botocore/{botocore.__version__}",
+        user_agent=f"snapstore/{snapstore.__version__}",
     )
 
 

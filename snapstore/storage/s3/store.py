@@ -59,6 +59,7 @@ _DELETES = 1000
 _PAGE = 1000
 """What AWS gives at most; JuiceFS gives 4,500 where nothing is asked for."""
 _DELETES_AT_ONCE = 8
+_LISTINGS = 8
 _LONGEST_LINK = timedelta(days=7)
 
 
@@ -82,6 +83,10 @@ class S3Store:
     @property
     def part_size(self) -> int:
         return self._options.part_size
+
+    @property
+    def listings(self) -> int:
+        return _LISTINGS
 
     async def connect(self) -> None:
         await self._connected()

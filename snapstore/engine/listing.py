@@ -1,0 +1,144 @@
+"""What a store answers from its index alone, and how the index is kept equal to the store."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime, timedelta
+
+from snapstore.engine.arguments import strings
+from snapstore.engine.opened import OpenedStore
+from snapstore.errors import InvalidInput, SnapshotNotFound
+from snapstore.index.queries import Query
+from snapstore.model import (
+    CheckpointReport,
+    Count,
+    IndexStatus,
+    Page,
+    ProgressCallback,
+    Snapshot,
+    SyncReport,
+)
+
+_PAGE = 200
+_MAX_PAGE = 10_000
+
+
+class Listing(OpenedStore):
+    """Snapshots, found and counted; no request leaves the machine, but for syncs."""
+
+    async def get(self, snapshot_id: str) -> Snapshot:
+        """The snapshot with this id, prefix of an id, or ``APP@latest``. SnapshotNotFound, AmbiguousId."""
+        if not isinstance(snapshot_id, str):
+            raise InvalidInput(f"{snapshot_id!r} is no snapshot's id: give a string, such as snapshot.id")
+        app, at, name = snapshot_id.rpartition("@")
+        if at and name == "latest":
+            return await self.latest(app)
+        found = await self._calls.run(self._catalog.find(snapshot_id))
+        if found is None:
+            if (await self.page(apps=[snapshot_id], limit=1)).snapshots:
+                raise SnapshotNotFound(
+                    snapshot_id,
+                    f"no snapshot {snapshot_id!r}, but an app of that name: its newest is {snapshot_id}@latest",
+                )
+            raise SnapshotNotFound(snapshot_id)
+        return found
+
+    async def latest(self, app: str, *, labels: Iterable[str] = ()) -> Snapshot:
+        """The newest snapshot of an app that has all ``labels``. SnapshotNotFound where there is none."""
+        page = await self.page(apps=[app], labels=labels, limit=1)
+        if not page.snapshots:
+            raise SnapshotNotFound(
+                f"{app}@latest", f"app {app!r} has no such snapshot: `snapstore list` shows what there is"
+            )
+        return page.snapshots[0]
+
+    async def list(
+        self,
+        *,
+        apps: Iterable[str] = (),
+        labels: Iterable[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        fresh: bool = False,
+    ) -> AsyncIterator[Snapshot]:
+        """Snapshots, newest first, from the local index alone.
+
+        Of any of ``apps``, with all ``labels`` (``key:value``, or ``key`` for any value), taken at ``since`` or later
+        and before ``until``; at most ``limit``, going on from ``cursor``. With ``fresh``, the index is made equal to
+        the store first (see `sync`). InvalidInput.
+        """
+        if limit is not None and limit < 0:
+            raise InvalidInput(f"limit is 0 or more, not {limit}")
+        if fresh:
+            await self.sync()
+        left = limit
+        while left is None or left > 0:
+            size = _PAGE if left is None else min(_PAGE, left)
+            page = await self.page(apps=apps, labels=labels, since=since, until=until, limit=size, cursor=cursor)
+            for snapshot in page.snapshots:
+                yield snapshot
+            if page.cursor is None:
+                return
+            cursor = page.cursor
+            left = None if left is None else left - len(page.snapshots)
+
+    async def page(
+        self,
+        *,
+        apps: Iterable[str] = (),
+        labels: Iterable[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        fresh: bool = False,
+    ) -> Page:
+        """One page of what `list` gives, with the cursor of the next, which stays right while snapshots come and go."""
+        if not 1 <= limit <= _MAX_PAGE:
+            raise InvalidInput(f"limit is 1 to {_MAX_PAGE}, not {limit}")
+        if since is not None and until is not None and since > until:
+            raise InvalidInput("`since` is later than `until`: exchange them")
+        if fresh:
+            await self.sync()
+        query = Query(tuple(strings(apps, "apps")), tuple(strings(labels, "labels")), since, until)
+        return await self._calls.run(self._catalog.page(query, limit, cursor))
+
+    async def apps(self) -> Sequence[Count]:
+        """Every app with how many snapshots it has, by name; from the index alone."""
+        return await self._calls.run(self._catalog.apps())
+
+    async def labels(self, key: str | None = None) -> Sequence[Count]:
+        """Every key of a label, or every label (``key:value``) of ``key``, and how many snapshots have it, by name."""
+        return await self._calls.run(self._catalog.labels(key))
+
+    async def index_status(self) -> IndexStatus:
+        """How much is in the index, and how old that is."""
+        return await self._calls.run(self._catalog.status())
+
+    async def sync(self, *, recent: timedelta | None = None, progress: ProgressCallback | None = None) -> SyncReport:
+        """Make the index equal to the store, which other nodes may have changed: reads what is new or changed only.
+
+        It lists all metadata, a request for each thousand snapshots. With ``recent``, only those that were begun later
+        than so long before the last sync (choose it longer than any upload takes): for services that sync every few
+        seconds. Deletions and changes of older ones, and snapshots of the older system, are left to whole syncs.
+
+        Tasks and processes that want a sync of an index at once share one.
+        """
+        if recent is not None and recent < timedelta(0):
+            raise InvalidInput(f"recent is a time before now, not {recent}")
+        return await self._calls.run(self._syncing.sync(recent, progress))
+
+    async def rebuild(self, *, progress: ProgressCallback | None = None) -> SyncReport:
+        """Read the store's metadata into a new index, which takes the old one's place when it is complete.
+
+        The old one is read and changed meanwhile. One that is interrupted is gone on with by the next. Where many
+        snapshots stand in no checkpoint afterwards, one is written, if the credentials allow it.
+        """
+        return await self._calls.run(self._syncing.rebuild(progress))
+
+    async def checkpoint(self, *, progress: ProgressCallback | None = None) -> CheckpointReport:
+        """Sync, then write checkpoints into the store: copies of metadata from which an index is rebuilt quickly.
+
+        Snapshots that stand in one already are left alone; superseded ones are removed after a day.
+        """
+        return await self._calls.run(self._syncing.checkpoint(progress))

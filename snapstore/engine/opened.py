@@ -1,0 +1,175 @@
+"""A store that is opened and closed: what it holds between the two."""
+
+import asyncio
+import os
+from collections.abc import Generator
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakValueDictionary
+
+from snapstore.aio import uninterrupted
+from snapstore.engine.calls import Calls
+from snapstore.engine.limits import Limits
+from snapstore.engine.syncing import Syncing
+from snapstore.errors import InvalidInput, StoreClosed
+from snapstore.index.catalog import Catalog
+from snapstore.places import default_index
+from snapstore.storage.base import ObjectStore
+from snapstore.storage.s3.options import S3Options
+from snapstore.storage.urls import open_store
+
+_FASTEST = timedelta(seconds=1)
+
+
+class OpenedStore:
+    """An object store, its index, and the calls that are under way on them."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        index: str | None,
+        limits: Limits | None,
+        apps: str | None,
+        index_label: str | None,
+        create: bool,
+        s3: S3Options | None,
+        sync_every: timedelta | None,
+    ) -> None:
+        self._url = url
+        self._index = index
+        self._limits = limits or Limits()
+        self._apps = os.path.abspath(apps) if apps else None
+        self._index_label = index_label
+        self._create = create
+        self._s3 = s3
+        self._sync_every = sync_every
+        self._opened: tuple[ObjectStore, Catalog, Syncing] | None = None
+        self._calls = Calls()
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By id, the snapshots that are being changed."""
+        self._closing = asyncio.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        url: str | os.PathLike[str],
+        *,
+        index: str | os.PathLike[str] | None = None,
+        limits: Limits | None = None,
+        apps: str | os.PathLike[str] | None = None,
+        index_label: str | None = None,
+        create: bool = True,
+        s3: S3Options | None = None,
+        sync_every: timedelta | None = None,
+    ) -> Self:
+        """The store at ``url``: ``s3://bucket/prefix`` (see `S3Options`), a folder, or ``file:///…``.
+
+        ``index`` is the file of the local label index (default: one a store, below the user's data home). A new one is
+        filled from the store when it is opened. ``limits`` may be shared with other stores. ``apps`` is the folder in
+        which the applications live, for calls that name no folder. ``index_label`` is the key of the label whose value
+        stands in the archives' keys. With ``create=False``, NotAStore where there is no folder store yet. ``s3`` says
+        how a bucket is used; what the URL says comes first. With ``sync_every``, the index follows what other nodes do
+        to the store: at that pace for new snapshots, and once an hour (or at that pace, if slower) for all others.
+
+        Entering (or awaiting) it raises InvalidInput, NotAStore, and CatalogError and its kinds.
+        """
+        return cls(
+            os.fspath(url),
+            index=os.fspath(index) if index is not None else None,
+            limits=limits,
+            apps=os.fspath(apps) if apps is not None else None,
+            index_label=index_label,
+            create=create,
+            s3=s3,
+            sync_every=sync_every,
+        )
+
+    async def __aenter__(self) -> Self:
+        if self._opened is not None:
+            raise InvalidInput("the store is open already")
+        if self._sync_every is not None and self._sync_every < _FASTEST:
+            raise InvalidInput(f"sync_every is {_FASTEST.total_seconds():g} s or more, not {self._sync_every}")
+        self._limits.attach()
+        try:
+            store = await open_store(self._url, create=self._create, s3=self._s3)
+            try:
+                catalog, syncing = await self._open_catalog(store)
+            except BaseException:
+                await uninterrupted(store.aclose())
+                raise
+        except BaseException:
+            self._limits.detach()
+            raise
+        self._opened = store, catalog, syncing
+        self._calls = Calls()
+        if self._sync_every is not None:
+            syncing.start(self._sync_every)
+        return self
+
+    async def _open_catalog(self, store: ObjectStore) -> tuple[Catalog, Syncing]:
+        catalog = await Catalog.open(self._index or default_index(store.url), store.url, self._limits.files)
+        try:
+            syncing = Syncing(store, catalog)
+            await syncing.fill()
+        except BaseException:
+            await uninterrupted(catalog.aclose())
+            raise
+        return catalog, syncing
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.__aenter__().__await__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, *, grace: float = 0.0) -> None:
+        """Close index and store, and end the threads that no other store uses.
+
+        Calls that are under way may end within ``grace`` seconds, and are cancelled then: they leave nothing behind,
+        and raise StoreClosed. Nothing of ours runs any more when this returns.
+        """
+        await uninterrupted(self._close(grace))
+
+    async def _close(self, grace: float) -> None:
+        async with self._closing:  # a second one waits for the first
+            await self._calls.close(grace)
+            if self._opened is None:
+                return
+            (store, catalog, syncing), self._opened = self._opened, None
+            try:
+                await syncing.aclose()
+                await catalog.aclose()
+            finally:
+                await store.aclose()
+                self._limits.detach()
+
+    @property
+    def url(self) -> str:
+        """The store's URL, in the form that identifies it."""
+        return self._store.url
+
+    @property
+    def index(self) -> str:
+        """The path of the index file."""
+        return self._catalog.path
+
+    @property
+    def _store(self) -> ObjectStore:
+        return self._open()[0]
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._open()[1]
+
+    @property
+    def _syncing(self) -> Syncing:
+        return self._open()[2]
+
+    def _open(self) -> tuple[ObjectStore, Catalog, Syncing]:
+        if self._opened is None:
+            raise StoreClosed("the store is not open: use `async with SnapStore.open(…) as store`")
+        return self._opened

@@ -1,0 +1,106 @@
+"""When the index is made equal to its store: on opening, when asked, and every so often; by one of us at a time."""
+
+import asyncio
+import logging
+import random
+import time
+from datetime import timedelta
+
+from snapstore.aio import drop
+from snapstore.errors import SnapstoreError, StorageError
+from snapstore.index import checkpoints, sync
+from snapstore.index.catalog import Catalog
+from snapstore.index.lock import turn
+from snapstore.index.mirror import Mirror
+from snapstore.index.shared import Asked, Shared
+from snapstore.model import CheckpointReport, ProgressCallback, SyncReport
+from snapstore.storage.base import ObjectStore
+
+log = logging.getLogger("snapstore")
+
+LONGEST_UPLOAD = timedelta(hours=6)
+"""How long before its metadata was written a snapshot may have been begun, for a sync in the background to find it at
+once. One that took longer is found by the next whole sync."""
+_WHOLE_EVERY = 3600.0
+_WORTH_A_CHECKPOINT = 1000
+"""Snapshots: as many requests as a rebuild makes in a second."""
+_SHARE = 0.1
+
+
+class Syncing:
+    """The syncs of one open store."""
+
+    def __init__(self, store: ObjectStore, catalog: Catalog) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._shared: dict[timedelta | None, Shared[SyncReport]] = {}
+        self._background: asyncio.Task[None] | None = None
+
+    async def fill(self) -> None:
+        """Fill a new index, if nobody else has."""
+        if await self._catalog.is_filled():
+            return
+        async with turn(self._catalog.path):
+            if not await self._catalog.is_filled():
+                await sync.fill(self._store, self._catalog)
+
+    async def sync(self, recent: timedelta | None, progress: ProgressCallback | None) -> SyncReport:
+        """Shared with whoever wants the same now, in this process and in others."""
+        shared = self._shared.setdefault(recent, Shared(lambda asked: self._sync(recent, asked)))
+        return await shared.join(progress)
+
+    async def _sync(self, recent: timedelta | None, asked: Asked) -> SyncReport:
+        async with turn(self._catalog.path):
+            asked.close()
+            mirror = Mirror(self._catalog.database)
+            last = await mirror.last(whole=recent is None)
+            if last is not None and last > asked.latest:
+                # Another process began one after we had asked for it, and has ended it while we waited for our turn.
+                return await sync.nothing_done(mirror)
+            return await sync.sync(self._store, self._catalog, asked.tell, recent=recent)
+
+    async def rebuild(self, progress: ProgressCallback | None) -> SyncReport:
+        async with turn(self._catalog.path):
+            report = await sync.rebuild(self._store, self._catalog, progress)
+            await self._checkpoint_if_worth_it()
+            return report
+
+    async def checkpoint(self, progress: ProgressCallback | None) -> CheckpointReport:
+        async with turn(self._catalog.path):
+            await sync.sync(self._store, self._catalog, progress)
+            return await checkpoints.write(self._store, self._catalog, progress)
+
+    async def _checkpoint_if_worth_it(self) -> None:
+        count = await Mirror(self._catalog.database).count()
+        try:
+            await checkpoints.write(self._store, self._catalog, least=max(_WORTH_A_CHECKPOINT, int(count * _SHARE)))
+        except StorageError as error:
+            # They save time, and are never needed; who may only read cannot write them.
+            log.info("no checkpoint was written: %s", error)
+
+    def start(self, every: timedelta) -> None:
+        """Sync in the background from now on, until `aclose`."""
+        self._background = asyncio.create_task(self._keep_up(every.total_seconds()))
+
+    async def aclose(self) -> None:
+        if self._background is not None:
+            await drop([self._background])
+
+    async def _keep_up(self, seconds: float) -> None:
+        whole_at = time.monotonic()
+        told = ""
+        while True:
+            whole = time.monotonic() >= whole_at
+            try:
+                await self.sync(None if whole else LONGEST_UPLOAD, None)
+                if whole:
+                    whole_at = time.monotonic() + max(seconds, _WHOLE_EVERY)
+                    async with turn(self._catalog.path):
+                        await self._checkpoint_if_worth_it()
+                told = ""
+            except SnapstoreError as error:
+                if str(error) != told:  # once, and not again until it is something else
+                    log.warning("the index was not brought up to date: %s", error)
+                told = str(error)
+            # Not all nodes of a fleet at once.
+            await asyncio.sleep(seconds * random.uniform(0.9, 1.1))

@@ -1,0 +1,51 @@
+"""The statements that change an index; each function belongs into a transaction of its caller."""
+
+from collections.abc import Iterable, Sequence
+
+from aiosqlite import Connection
+
+from snapstore.index.rows import Row
+
+# A snapshot's position is its time, moved on by one while that is taken.
+_PUT = """
+INSERT INTO snapshot (position, id, app, etag, detail, checkpoint) VALUES (
+    (WITH RECURSIVE taken (p) AS (
+        SELECT ?1 UNION ALL
+        SELECT p + 1 FROM taken WHERE EXISTS (SELECT 1 FROM snapshot WHERE position = p AND id <> ?2)
+    ) SELECT max(p) FROM taken),
+    ?2, (SELECT app FROM app WHERE name = ?3), ?4, ?5, ?6)
+ON CONFLICT (id) DO UPDATE SET
+    app = excluded.app, etag = excluded.etag, detail = excluded.detail, checkpoint = excluded.checkpoint
+"""
+
+
+async def put(connection: Connection, found: Sequence[Row], checkpoint: int | None = None) -> None:
+    """Add these rows, or bring them up to date; ``checkpoint`` is the one that has them."""
+    if not found:
+        return
+    await connection.executemany("INSERT OR IGNORE INTO app (name) VALUES (?)", {(row.app,) for row in found})
+    await connection.executemany(
+        "INSERT OR IGNORE INTO label (name) VALUES (?)", {(name,) for row in found for name in row.labels}
+    )
+    await connection.executemany(_PUT, [(*row[:5], checkpoint) for row in found])
+    await connection.executemany(
+        "DELETE FROM snapshot_label WHERE position = (SELECT position FROM snapshot WHERE id = ?)",
+        [(row.id,) for row in found],
+    )
+    await connection.executemany(
+        "INSERT OR IGNORE INTO snapshot_label SELECT l.label, s.position FROM label l, snapshot s"
+        " WHERE l.name = ? AND s.id = ?",
+        [(name, row.id) for row in found for name in row.labels],
+    )
+
+
+async def remove(connection: Connection, ids: Iterable[bytes]) -> None:
+    """Drop rows; those that are not there are no error."""
+    await connection.executemany("DELETE FROM snapshot WHERE id = ?", [(snapshot_id,) for snapshot_id in ids])
+
+
+async def note(connection: Connection, ids: Iterable[bytes]) -> None:
+    """These were changed by a call of ours: a sync that is under way may have read them before that."""
+    await connection.executemany(
+        "INSERT INTO local_change (id) SELECT ? FROM store WHERE syncing", [(snapshot_id,) for snapshot_id in ids]
+    )

@@ -1,0 +1,135 @@
+"""The index file, open: by aiosqlite, one connection that writes and a few that read.
+
+The file is shared by any number of processes (WAL). Locks are held for one short transaction; where another process
+holds the write lock, we wait in Python, so that a cancelled caller stops waiting.
+"""
+
+import asyncio
+import random
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import aiosqlite
+
+from snapstore.aio import uninterrupted
+from snapstore.errors import CatalogBusy
+from snapstore.index.file import is_damage, remember_damage, unusable
+
+_READERS = 4
+_BUSY_MS = 50
+_PATIENCE = 60.0
+"""Seconds to wait for another process's write lock; its transactions take milliseconds."""
+
+Change = Callable[[aiosqlite.Connection], Awaitable[Any]]
+
+
+class Database:
+    """Statements on the file at ``path``, which `snapstore.index.file.prepare` has made ready."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._writer: aiosqlite.Connection | None = None
+        self._writing = asyncio.Lock()
+        self._idle: list[aiosqlite.Connection] = []
+        self._readers = asyncio.Semaphore(_READERS)
+
+    async def aclose(self) -> None:
+        connections = [*self._idle, *([self._writer] if self._writer else [])]
+        self._idle, self._writer = [], None
+        for connection in connections:
+            await uninterrupted(connection.close())
+
+    async def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows that a statement gives. CatalogError."""
+        async with self._reader() as connection:
+            # Not left half-way: a statement cannot be taken back from its thread, and the connection is shared.
+            return list(await uninterrupted(connection.execute_fetchall(sql, values)))
+
+    async def change(self, change: Change) -> None:
+        """Await ``change(connection)`` in a transaction of its own, once the write lock is ours. CatalogError."""
+        deadline = time.monotonic() + _PATIENCE
+        async with self._writing:
+            while True:
+                if self._writer is None:
+                    await uninterrupted(self._add_writer())
+                assert self._writer is not None
+                if await uninterrupted(self._try_change(self._writer, change)):
+                    return
+                if time.monotonic() > deadline:
+                    raise CatalogBusy(
+                        self.path, f"the index {self.path!r} was locked by another process for {_PATIENCE:g} s"
+                    )
+                await asyncio.sleep(random.uniform(0.001, 0.02))
+
+    async def _try_change(self, connection: aiosqlite.Connection, change: Change) -> bool:
+        try:
+            await connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                return False
+            self._writer = await self._let_go(connection, error)
+            raise unusable(self.path, error) from error
+        try:
+            await change(connection)
+            await connection.execute("COMMIT")
+        except BaseException as error:
+            with suppress(sqlite3.Error):  # rolled back by itself, where the file is damaged
+                await connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.DatabaseError):
+                self._writer = await self._let_go(connection, error)
+                raise unusable(self.path, error) from error
+            raise
+        return True
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
+        async with self._readers:
+            if not self._idle:
+                # Into the pool first: a caller that is cancelled meanwhile leaves the connection to the next.
+                await uninterrupted(self._add_reader())
+            connection: aiosqlite.Connection | None = self._idle.pop()
+            assert connection is not None
+            try:
+                yield connection
+            except sqlite3.DatabaseError as error:
+                connection = await uninterrupted(self._let_go(connection, error))
+                raise unusable(self.path, error) from error
+            finally:
+                if connection is not None:
+                    self._idle.append(connection)
+
+    async def _let_go(
+        self, connection: aiosqlite.Connection, error: sqlite3.DatabaseError
+    ) -> aiosqlite.Connection | None:
+        """Close a connection to a damaged file: the next one finds what has been put in its place by then."""
+        if not is_damage(error):
+            return connection
+        remember_damage(self.path)
+        await connection.close()
+        return None
+
+    async def _add_reader(self) -> None:
+        self._idle.append(await self._connect())
+
+    async def _add_writer(self) -> None:
+        self._writer = await self._connect()
+
+    async def _connect(self) -> aiosqlite.Connection:
+        connecting = aiosqlite.connect(self.path, isolation_level=None, timeout=_BUSY_MS / 1000)
+        # A process that ends without closing its store must end all the same; SQLite needs no farewell.
+        if (thread := getattr(connecting, "_thread", None)) is not None:
+            thread.daemon = True
+        connection = await connecting
+        try:
+            await connection.execute("PRAGMA foreign_keys = ON")
+            await connection.execute("PRAGMA synchronous = NORMAL")
+        except sqlite3.DatabaseError as error:
+            await connection.close()
+            raise unusable(self.path, error) from error
+        except BaseException:
+            await connection.close()
+            raise
+        return connection

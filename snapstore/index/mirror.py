@@ -1,0 +1,133 @@
+"""The catalog as a mirror of its bucket: what a sync asks of it, and writes into it.
+
+While a sync runs, calls of this and other processes go on changing the bucket and the catalog. Each such change is
+noted (`changes.note`), and what a sync has read of that snapshot is not written: it is read once more at the end.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from aiosqlite import Connection
+
+from snapstore.index import changes, rows
+from snapstore.index.database import Database
+from snapstore.index.rows import Row
+
+_LAST = b"\xff" * 17  # after every id
+
+_KNOWN = """
+SELECT id, etag, 1 FROM snapshot WHERE id > ?1 AND id <= ?2
+UNION ALL SELECT id, etag, 0 FROM problem WHERE id > ?1 AND id <= ?2
+UNION ALL SELECT NULL, coalesce(max(change), 0), 0 FROM local_change
+"""
+
+
+class Known(NamedTuple):
+    """What a catalog has of a range of ids, at one moment."""
+
+    etags: Mapping[bytes, str]
+    """Of metadata objects, those that could not be understood among them."""
+    problems: frozenset[bytes]
+    """Those that could not be understood."""
+    mark: int
+    """The last change of calls of ours that is in it."""
+
+
+class Mirror:
+    """One sync at a time works with it: its caller holds the index's lock."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin(self) -> None:
+        """From now on, changes that calls make are noted."""
+
+        async def change(connection: Connection) -> None:
+            await connection.execute("DELETE FROM local_change")
+            await connection.execute("UPDATE store SET syncing = 1")
+
+        await self._database.change(change)
+
+    async def end(self) -> None:
+        async def change(connection: Connection) -> None:
+            await connection.execute("UPDATE store SET syncing = 0")
+            await connection.execute("DELETE FROM local_change")
+
+        await self._database.change(change)
+
+    async def known(self, after: bytes, upto: bytes | None) -> Known:
+        """What is in it of the ids greater than ``after``, up to ``upto`` (None: all that follow)."""
+        *found, (_, mark, _) = await self._database.fetch(_KNOWN, [after, _LAST if upto is None else upto])
+        problems = frozenset(snapshot_id for snapshot_id, _, listed in found if not listed)
+        return Known({snapshot_id: etag for snapshot_id, etag, _ in found}, problems, int(mark))
+
+    async def apply(
+        self,
+        mark: int,
+        found: Sequence[Row] = (),
+        problems: Sequence[tuple[bytes, str, str]] = (),
+        gone: Iterable[bytes] = (),
+        checkpoint: int | None = None,
+    ) -> Sequence[bytes]:
+        """Write what was read: snapshots, what could not be understood (id, ETag, reason), and ids that are gone.
+
+        Snapshots that calls of ours changed after ``mark`` are left out, and returned.
+        """
+        gone = set(gone)
+        left_out: set[bytes] = set()
+
+        async def change(connection: Connection) -> None:
+            late = await connection.execute_fetchall("SELECT id FROM local_change WHERE change > ?", [mark])
+            left_out.update(snapshot_id for (snapshot_id,) in late)
+            kept = [row for row in found if row.id not in left_out]
+            wrong = [problem for problem in problems if problem[0] not in left_out]
+            await changes.remove(connection, (gone - left_out) | {snapshot_id for snapshot_id, _, _ in wrong})
+            await connection.executemany(
+                "DELETE FROM problem WHERE id = ?", [(snapshot_id,) for snapshot_id in gone | {row.id for row in kept}]
+            )
+            await connection.executemany("INSERT OR REPLACE INTO problem VALUES (?, ?, ?)", wrong)
+            await changes.put(connection, kept, checkpoint)
+
+        await self._database.change(change)
+        seen = {row.id for row in found} | {snapshot_id for snapshot_id, _, _ in problems} | gone
+        return [snapshot_id for snapshot_id in left_out if snapshot_id in seen]
+
+    async def noted(self) -> Sequence[bytes]:
+        """The snapshots that calls of ours have changed since `begin`."""
+        return [row[0] for row in await self._database.fetch("SELECT DISTINCT id FROM local_change")]
+
+    async def count(self) -> int:
+        [(count,)] = await self._database.fetch("SELECT count(*) FROM snapshot")
+        return int(count)
+
+    async def cuts(self, step: int) -> Sequence[bytes]:
+        """Every ``step``-th id."""
+        found: list[bytes] = []
+        for number in range(step, await self.count(), step):
+            found += [
+                row[0]
+                for row in await self._database.fetch(
+                    "SELECT id FROM snapshot ORDER BY id LIMIT 1 OFFSET ?", [number - 1]
+                )
+            ]
+        return found
+
+    async def problems(self, limit: int) -> Sequence[str]:
+        """What is wrong with metadata objects, a sentence each."""
+        found = await self._database.fetch("SELECT reason FROM problem ORDER BY id LIMIT ?", [limit])
+        return [row[0] for row in found]
+
+    async def finish(self, began: datetime, *, whole: bool) -> None:
+        """It holds all that its bucket held when the sync began; without ``whole``, all that was new then."""
+        fields = "filled = 1, synced = ?1, synced_recent = ?1" if whole else "synced_recent = ?1"
+
+        async def change(connection: Connection) -> None:
+            await connection.execute(f"UPDATE store SET {fields}", [rows.microseconds(began)])
+
+        await self._database.change(change)
+
+    async def last(self, *, whole: bool) -> datetime | None:
+        """When the last sync began, or the last ``whole`` one."""
+        [(began,)] = await self._database.fetch(f"SELECT {'synced' if whole else 'synced_recent'} FROM store")
+        return None if began is None else rows.moment(began)

@@ -1,0 +1,69 @@
+"""Put the content of one index file into another, in one transaction that every process sees whole or not at all.
+
+The file itself stays: others have it open, and SQLite's companions belong to its name. So its pages are overwritten, by
+SQLite's online backup (https://www.sqlite.org/backup.html), which a reader meets as it meets any other commit.
+"""
+
+import sqlite3
+from contextlib import closing
+
+_PAGES = 8
+"""A step's: fewer than an index has, so that the first step is not the last."""
+_PATIENCE = 60.0
+
+_CARRY = (
+    "DELETE FROM snapshot WHERE id IN (SELECT id FROM old.local_change)",
+    "INSERT OR IGNORE INTO app (name) SELECT name FROM old.app",
+    "INSERT OR IGNORE INTO label (name) SELECT name FROM old.label",
+    # At the first free position from its own on, as it would have been put.
+    """
+    INSERT INTO snapshot (position, id, app, etag, detail)
+    SELECT (WITH RECURSIVE taken (p) AS (
+                SELECT s.position UNION ALL
+                SELECT p + 1 FROM taken WHERE EXISTS (SELECT 1 FROM main.snapshot WHERE position = p)
+            ) SELECT max(p) FROM taken),
+           s.id, (SELECT app FROM main.app WHERE name = a.name), s.etag, s.detail
+    FROM old.snapshot s JOIN old.app a USING (app) WHERE s.id IN (SELECT id FROM old.local_change)
+    """,
+    """
+    INSERT OR IGNORE INTO snapshot_label (label, position)
+    SELECT (SELECT label FROM main.label WHERE name = l.name), n.position
+    FROM old.snapshot s JOIN old.snapshot_label sl USING (position) JOIN old.label l ON l.label = sl.label
+         JOIN main.snapshot n ON n.id = s.id
+    WHERE s.id IN (SELECT id FROM old.local_change)
+    """,
+    "DELETE FROM local_change",
+    "INSERT INTO local_change SELECT * FROM old.local_change",
+    "UPDATE store SET syncing = (SELECT syncing FROM old.store)",
+)
+
+
+def replace(path: str, successor: str) -> None:
+    """Make the index at ``path`` what the one at ``successor`` is; blocks. sqlite3.DatabaseError.
+
+    What calls changed in the old one meanwhile (`changes.note`) is carried over once no further change can come: the
+    backup's first step has the write lock until it ends, and takes along what is written to its source.
+    """
+    with (
+        closing(sqlite3.connect(successor, isolation_level=None, timeout=_PATIENCE)) as source,
+        closing(sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE)) as target,
+    ):
+        source.execute("PRAGMA foreign_keys = ON")
+        source.execute("ATTACH ? AS old", [path])
+        carried = False
+
+        def step(status: int, _left: int, _total: int) -> None:
+            nonlocal carried
+            if status == sqlite3.SQLITE_OK and not carried:
+                carried = True
+                _carry(source)
+
+        source.backup(target, pages=_PAGES, progress=step)
+        target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _carry(source: sqlite3.Connection) -> None:
+    source.execute("BEGIN")  # not at once: that would want to write to the old one too
+    for statement in _CARRY:
+        source.execute(statement)
+    source.execute("COMMIT")
