@@ -39,17 +39,21 @@ def spans(cuts: Iterable[bytes]) -> Sequence[Span]:
     return [Span(after, upto) for after, upto in zip(edges, [*edges[1:], None], strict=True)]
 
 
-async def walk(store: ObjectStore, over: Iterable[Span], handle: Handler) -> None:
-    """Call ``handle`` for pieces of these spans that make up the whole of them, as their listings come."""
+async def walk(store: ObjectStore, over: Sequence[Span], handle: Handler) -> None:
+    """Call ``handle`` for pieces of these spans that make up the whole of them, as their listings come.
+
+    Spans are as good as known ids could cut them, so each is listed from end to end; a single one is bisected.
+    """
     walker = _Walker(store, over, handle)
     await run_all((walker.work() for _ in range(store.listings)), at_once=store.listings)
 
 
 class _Walker:
-    def __init__(self, store: ObjectStore, over: Iterable[Span], handle: Handler) -> None:
+    def __init__(self, store: ObjectStore, over: Sequence[Span], handle: Handler) -> None:
         self._store = store
         self._handle = handle
         self._waiting = deque(over)
+        self._divides = len(over) == 1
         self._workers = 0
         self._idle = 0
         self._changed = asyncio.Condition()
@@ -81,7 +85,7 @@ class _Walker:
                 await self._handle(Span(span.after, last), inside)
                 listed = _distance(span.after, last)
                 span = Span(last, span.upto)
-                if len(page) >= PAGE:  # a shorter one is the last
+                if self._divides and len(page) >= PAGE:  # a shorter one is the last
                     span = await self._divided(span, listed)
         await self._handle(span, ())
 
