@@ -61,15 +61,15 @@ def metadata_key(snapshot_id: str) -> str:
 
 def archive_key(app: str, snapshot_id: str, label_value: str | None, unix_seconds: int) -> str:
     """The archive's key; a label value that is missing or over 64 encoded bytes is written as ``-``."""
-    value = _encode(label_value) if label_value else "-"
+    value = encode(label_value) if label_value else "-"
     if len(value) > _KEY_LABEL_BYTES:
         value = "-"
-    return f"{_encode(app)}:{snapshot_id}:{value}:{unix_seconds}"
+    return f"{encode(app)}:{snapshot_id}:{value}:{unix_seconds}"
 
 
 def archive_prefix(app: str, snapshot_id: str) -> str:
     """What every key of our own for this snapshot's archive begins with."""
-    return f"{_encode(app)}:{snapshot_id}:"
+    return f"{encode(app)}:{snapshot_id}:"
 
 
 def older_archive_prefix(app: str, snapshot_id: str) -> str:
@@ -93,9 +93,9 @@ def check_app(app: str) -> str:
         )
     if _CONTROL.search(app) or not _is_text(app):
         raise InvalidInput(f"{app!r} cannot be an app's name: it holds control characters or bytes that are not UTF-8")
-    if len(_encode(app)) > _APP_BYTES:
+    if len(encode(app)) > _APP_BYTES:
         raise InvalidInput(
-            f"{app!r} is too long for an app's name: {len(_encode(app))} bytes percent-encoded, at most {_APP_BYTES}"
+            f"{app!r} is too long for an app's name: {len(encode(app))} bytes percent-encoded, at most {_APP_BYTES}"
         )
     return app
 
@@ -121,7 +121,8 @@ def split_label(label: str) -> tuple[str, str]:
     return key, value
 
 
-def _encode(name: str) -> str:
+def encode(name: str) -> str:
+    """A name as it stands in keys: percent-encoded, every byte but letters, digits and ``-_.~``."""
     return quote(name, safe="")
 
 

@@ -194,6 +194,16 @@ class CheckpointReport(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class SalvageReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What archives whose metadata is lost say of their snapshots."""
+
+    snapshots: tuple[Snapshot, ...]
+    """Those that were brought back; or that can be, where nothing was ``applied``."""
+    applied: bool
+    problems: tuple[str, ...]
+    """Archives of which nothing can be made, a sentence each."""
+
+
 class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a sync or a rebuild of the index found in the bucket."""
 
@@ -203,5 +213,5 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
     removed: int
     """Rows that were dropped, as their snapshots are gone."""
     problems: tuple[str, ...]
-    """Objects under ``_metadata/`` that could not be understood, a sentence each."""
+    """What could not be understood, or does not belong together, a sentence each."""
     seconds: float

@@ -142,6 +142,27 @@ def seek_table(frames: Sequence[tuple[int, int]]) -> bytes:
     return _SKIPPABLE.pack(_SEEK_MAGIC, len(rows) + len(footer)) + rows + footer
 
 
+def seek_table_count(tail: bytes) -> int:
+    """How many frames the seek table lists that ``tail`` ends in. ArchiveDamaged where there is none of ours."""
+    if len(tail) < _SEEK_FOOTER.size:
+        raise ArchiveDamaged("it ends in no seek table")
+    count, descriptor, magic = _SEEK_FOOTER.unpack(tail[-_SEEK_FOOTER.size :])
+    if magic != _SEEK_FOOTER_MAGIC or descriptor != 0 or count == 0:
+        raise ArchiveDamaged("it ends in no seek table")
+    return int(count)
+
+
+def seek_table_size(count: int) -> int:
+    """Bytes of the frame in which a seek table of so many frames is."""
+    return (count + 1) * _SKIPPABLE.size + _SEEK_FOOTER.size
+
+
+def read_seek_table(frame: bytes) -> Sequence[tuple[int, int]]:
+    """The frames' (compressed, raw) sizes. ArchiveDamaged."""
+    rows = unwrap_skippable(_SEEK_MAGIC, frame)[: -_SEEK_FOOTER.size]
+    return [(compressed, raw) for compressed, raw in _SKIPPABLE.iter_unpack(rows)]
+
+
 def skippable(magic: int, content: bytes) -> bytes:
     """A skippable frame (RFC 8878, 3.1.2), which every zstd reader passes over."""
     return _SKIPPABLE.pack(magic, len(content)) + content

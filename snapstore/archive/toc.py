@@ -186,12 +186,12 @@ class Toc(NamedTuple):
 
 def parse(frame: bytes, root: str) -> Toc:
     """The table of contents in a TOC frame, once its digest was found to be ``root``. ArchiveDamaged otherwise."""
-    document = _document(frame)
-    if blake3(document).hexdigest() != root:
+    content = document(frame)
+    if blake3(content).hexdigest() != root:
         raise ArchiveDamaged("the table of contents does not match its digest")
-    if not document.endswith(b"\n"):
+    if not content.endswith(b"\n"):
         raise ArchiveDamaged("the table of contents is cut short")
-    lines = _lines(document)
+    lines = _lines(content)
     try:
         header = _header_decoder.decode(next(lines))
         parsed = [Frame(_entry_decoder.decode(line), line) for line in lines]
@@ -201,7 +201,8 @@ def parse(frame: bytes, root: str) -> Toc:
     return Toc(header, parsed)
 
 
-def _document(frame: bytes) -> bytes:
+def document(frame: bytes) -> bytes:
+    """The JSON lines in a TOC frame, not checked yet. ArchiveDamaged."""
     content = frames.unwrap_skippable(TOC_MAGIC, frame)
     if content[: len(_TAG)] != _TAG:
         raise ArchiveDamaged("no table of contents where the metadata says that it is")

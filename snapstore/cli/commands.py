@@ -1,11 +1,10 @@
 """The commands, with `SnapStore`'s own words."""
 
-import re
 import signal
 import stat
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +16,12 @@ import snapstore
 from snapstore.archive.frames import LEVEL
 from snapstore.archive.names import is_below
 from snapstore.archive.select import clean_path
+from snapstore.cli import index
 from snapstore.cli.output import count, local_time, shown, size
 from snapstore.cli.session import FAILED, WARNINGS, Place, Session, command
+from snapstore.cli.times import duration, moment
 from snapstore.errors import InvalidInput, MemberNotFound, SnapshotNotFound
-from snapstore.model import Count, Existing, Member, Snapshot, SyncReport
+from snapstore.model import Count, Existing, Member, Snapshot
 
 app = typer.Typer(
     name="snapstore",
@@ -29,12 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-index = typer.Typer(help="The local label index: a cache of the store's metadata.", no_args_is_help=True)
-app.add_typer(index, name="index")
+app.add_typer(index.app, name="index")
 
 _PAGE = 50
-_DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w)")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _KINDS = {"f": "-", "h": "h", "l": "l", "d": "d", "p": "p", "c": "c", "b": "b"}
 
 
@@ -122,8 +120,8 @@ async def list_(
     page = await session.store.page(
         apps=app_names,
         labels=label,
-        since=_moment(since) if since else None,
-        until=_moment(until) if until else None,
+        since=moment(since) if since else None,
+        until=moment(until) if until else None,
         limit=limit,
         cursor=cursor,
     )
@@ -296,10 +294,7 @@ async def link(
     ] = "1h",
 ) -> None:
     """Print a download link to a snapshot's archive, a plain .tar.zst."""
-    duration = _duration(expires)
-    if duration is None:
-        raise InvalidInput(f"{expires!r} is no duration: write 30m, 12h or 7d")
-    url = await session.store.download_url(snapshot_id, expires=duration)
+    url = await session.store.download_url(snapshot_id, expires=duration(expires))
     session.out.say(url)
     session.out.document({"url": url})
 
@@ -391,64 +386,8 @@ async def doctor(place: Place) -> int:
     return WARNINGS if "missing" in results else 0
 
 
-@command(index, "status")
-async def index_status(session: Session) -> None:
-    """Show how much is in the index, and how old that is."""
-    status = await session.store.index_status()
-    session.out.document(status)
-    for name, value in (
-        ("index", status.path),
-        ("store", status.store),
-        ("snapshots", f"{status.snapshots:,}"),
-        ("synced", local_time(status.synced_at) if status.synced_at else "never"),
-        ("size", size(status.size)),
-        ("schema", str(status.schema)),
-    ):
-        session.out.say(f"{name:<10} {shown(value)}")
-
-
-@command(index, "sync")
-async def index_sync(session: Session) -> int:
-    """Bring the index up to date with the store: read what is new or changed, drop what is gone."""
-    with session.out.progress() as progress:
-        return _tell(session, await session.store.sync(progress=progress))
-
-
-@command(index, "rebuild")
-async def index_rebuild(session: Session) -> int:
-    """Read the index anew from the store's metadata."""
-    with session.out.progress() as progress:
-        return _tell(session, await session.store.rebuild(progress=progress))
-
-
-def _tell(session: Session, report: SyncReport) -> int:
-    for problem in report.problems:
-        session.out.warn(shown(problem))
-    session.out.say(
-        f"{count(report.snapshots, 'snapshot')} in {session.store.index}: {report.read:,} read,"
-        f" {report.removed:,} dropped, {report.seconds:.1f} s"
-    )
-    session.out.document(report)
-    return WARNINGS if report.problems else 0
-
-
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(errors="surrogateescape").splitlines()
     except OSError as error:
         raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}") from error
-
-
-def _moment(text: str) -> datetime:
-    """A date, a time, or a duration before now; without a zone, local."""
-    if (ago := _duration(text)) is not None:
-        return datetime.now(UTC) - ago
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except (ValueError, OverflowError):
-        raise InvalidInput(f"{text!r} is no time: write 2026-01-31, 2026-01-31T12:00, or 7d for a week ago") from None
-
-
-def _duration(text: str) -> timedelta | None:
-    found = _DURATION.fullmatch(text.strip())
-    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]]) if found else None

@@ -17,7 +17,7 @@ from snapstore.model import Progress, ProgressCallback
 
 _LEAST_WIDTH = 120
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_PHASES = {"scan": "Scanning", "pack": "Packing", "restore": "Restoring", "rebuild": "Reading"}
+_PHASES = {"scan": "Scanning", "pack": "Packing", "restore": "Restoring", "rebuild": "Reading", "checkpoint": "Writing"}
 
 
 class Output:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
 
+from snapstore.engine import salvage
 from snapstore.engine.arguments import strings
 from snapstore.engine.opened import OpenedStore
 from snapstore.errors import InvalidInput, SnapshotNotFound
@@ -13,6 +14,7 @@ from snapstore.model import (
     IndexStatus,
     Page,
     ProgressCallback,
+    SalvageReport,
     Snapshot,
     SyncReport,
 )
@@ -128,13 +130,26 @@ class Listing(OpenedStore):
             raise InvalidInput(f"recent is a time before now, not {recent}")
         return await self._calls.run(self._syncing.sync(recent, progress))
 
-    async def rebuild(self, *, progress: ProgressCallback | None = None) -> SyncReport:
+    async def rebuild(self, *, archives: bool = True, progress: ProgressCallback | None = None) -> SyncReport:
         """Read the store's metadata into a new index, which takes the old one's place when it is complete.
 
         The old one is read and changed meanwhile. One that is interrupted is gone on with by the next. Where many
-        snapshots stand in no checkpoint afterwards, one is written, if the credentials allow it.
+        snapshots stand in no checkpoint afterwards, one is written, if the credentials allow it. With ``archives``,
+        these are listed too, and what has no metadata, or metadata without an archive, is among the report's problems.
         """
-        return await self._calls.run(self._syncing.rebuild(progress))
+        return await self._calls.run(self._syncing.rebuild(archives, progress))
+
+    async def salvage(self, *, apply: bool = False) -> SalvageReport:
+        """Find archives whose metadata is lost, and with ``apply`` write it anew from what they say of themselves.
+
+        Labels are as they were when the snapshots were made. A snapshot whose deletion was cut off half-way would come
+        back too: so look first at what would. Archives younger than an hour are left out, as theirs may be coming.
+        """
+        return await self._calls.run(self._salvage(apply))
+
+    async def _salvage(self, apply: bool) -> SalvageReport:
+        await self._syncing.sync(None, None)
+        return await salvage.salvage(self._store, self._catalog, self._limits, apply=apply)
 
     async def checkpoint(self, *, progress: ProgressCallback | None = None) -> CheckpointReport:
         """Sync, then write checkpoints into the store: copies of metadata from which an index is rebuilt quickly.

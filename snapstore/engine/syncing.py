@@ -4,11 +4,15 @@ import asyncio
 import logging
 import random
 import time
+from contextlib import closing
 from datetime import timedelta
+
+import msgspec
 
 from snapstore.aio import drop
 from snapstore.errors import SnapstoreError, StorageError
 from snapstore.index import checkpoints, sync
+from snapstore.index.archives import Archives
 from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
 from snapstore.index.mirror import Mirror
@@ -59,11 +63,18 @@ class Syncing:
                 return await sync.nothing_done(mirror)
             return await sync.sync(self._store, self._catalog, asked.tell, recent=recent)
 
-    async def rebuild(self, progress: ProgressCallback | None) -> SyncReport:
+    async def rebuild(self, archives: bool, progress: ProgressCallback | None) -> SyncReport:
         async with turn(self._catalog.path):
             report = await sync.rebuild(self._store, self._catalog, progress)
             await self._checkpoint_if_worth_it()
+        if not archives:
             return report
+        with closing(Archives(self._store, self._catalog)) as found:
+            await found.collect()
+            problems = await found.problems()
+        for problem in problems:
+            log.warning("%s", problem)
+        return msgspec.structs.replace(report, problems=(*report.problems, *problems))
 
     async def checkpoint(self, progress: ProgressCallback | None) -> CheckpointReport:
         async with turn(self._catalog.path):

@@ -1,7 +1,7 @@
 """The label index as calls use it: what is listed, and the changes that calls make to it themselves."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from uuid import UUID
 
 from aiosqlite import Connection
@@ -71,6 +71,11 @@ class Catalog:
         if len(found) > 1:
             raise AmbiguousId(prefix, [str(UUID(bytes=row[1])) for row in found])
         return rows.unpack(found[0][1:]) if found else None
+
+    async def which(self, ids: Collection[bytes]) -> set[bytes]:
+        """Those of these ids that are in it."""
+        places = ", ".join("?" * len(ids))
+        return {row[0] for row in await self.database.fetch(f"SELECT id FROM snapshot WHERE id IN ({places})", [*ids])}
 
     async def apps(self) -> list[Count]:
         """Every app, and how many snapshots it has, by name."""

@@ -1,0 +1,102 @@
+"""The commands of the local label index."""
+
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from snapstore.cli.output import count, local_time, shown, size
+from snapstore.cli.session import WARNINGS, Session, command
+from snapstore.cli.times import duration
+from snapstore.model import SalvageReport, SyncReport
+
+app = typer.Typer(help="The local label index: a cache of the store's metadata.", no_args_is_help=True)
+
+
+@command(app, "status")
+async def status(session: Session) -> None:
+    """Show how much is in the index, and how old that is."""
+    found = await session.store.index_status()
+    session.out.document(found)
+    for name, value in (
+        ("index", found.path),
+        ("store", found.store),
+        ("snapshots", f"{found.snapshots:,}"),
+        ("covered", f"{found.covered:,} of them in checkpoints"),
+        ("problems", f"{found.problems:,} metadata objects that cannot be understood" if found.problems else "none"),
+        ("synced", local_time(found.synced_at) if found.synced_at else "never"),
+        ("size", size(found.size)),
+        ("schema", str(found.schema)),
+    ):
+        session.out.say(f"{name:<10} {shown(value)}")
+
+
+@command(app, "sync")
+async def sync(
+    session: Session,
+    recent: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only what was begun so long before the last sync: 6h, 2d.")
+    ] = None,
+) -> int:
+    """Bring the index up to date with the store: read what is new or changed, drop what is gone."""
+    window: timedelta | None = None if recent is None else duration(recent)
+    with session.out.progress() as progress:
+        return _tell(session, await session.store.sync(recent=window, progress=progress))
+
+
+@command(app, "rebuild")
+async def rebuild(
+    session: Session,
+    archives: Annotated[
+        bool, typer.Option("--archives/--no-archives", help="List the archives too, and report what has no match.")
+    ] = True,
+    from_archives: Annotated[
+        bool, typer.Option("--from-archives", help="Look for archives whose metadata is lost, to write it anew.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --from-archives: write it.")] = False,
+) -> int:
+    """Read the index anew from the store's metadata; the old one is used until the new one is complete."""
+    if from_archives:
+        return _tell_salvage(session, await session.store.salvage(apply=yes))
+    with session.out.progress() as progress:
+        return _tell(session, await session.store.rebuild(archives=archives, progress=progress))
+
+
+@command(app, "checkpoint")
+async def checkpoint(session: Session) -> None:
+    """Write copies of metadata into the store, from which an index is rebuilt without a request for each snapshot."""
+    with session.out.progress() as progress:
+        report = await session.store.checkpoint(progress=progress)
+    session.out.say(
+        f"{report.covered:,} of {count(report.snapshots, 'snapshot')} in checkpoints: {report.written:,} written,"
+        f" {report.read:,} metadata objects read, {report.removed:,} superseded ones removed, {report.seconds:.1f} s"
+    )
+    session.out.document(report)
+
+
+def _tell(session: Session, report: SyncReport) -> int:
+    for problem in report.problems:
+        session.out.warn(shown(problem))
+    session.out.say(
+        f"{count(report.snapshots, 'snapshot')} in {session.store.index}: {report.read:,} read,"
+        f" {report.removed:,} dropped, {report.seconds:.1f} s"
+    )
+    session.out.document(report)
+    return WARNINGS if report.problems else 0
+
+
+def _tell_salvage(session: Session, report: SalvageReport) -> int:
+    for problem in report.problems:
+        session.out.warn(shown(problem))
+    done = "brought back" if report.applied else "can be brought back"
+    for snapshot in report.snapshots:
+        labels = " ".join(snapshot.labels)
+        session.out.say(
+            f"{done}: {snapshot.id} of {shown(snapshot.app)}, {local_time(snapshot.created_at)} {shown(labels)}"
+        )
+    if report.snapshots and not report.applied:
+        session.out.say("one whose deletion was cut off would come back too: if none was, write them with --yes")
+    if not report.snapshots:
+        session.out.say("no archive lacks its metadata")
+    session.out.document(report)
+    return WARNINGS if report.problems else 0

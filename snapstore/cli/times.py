@@ -1,0 +1,32 @@
+"""Times and durations as people write them."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from snapstore.errors import InvalidInput
+
+_DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def moment(text: str) -> datetime:
+    """A date, a time, or a duration before now; without a zone, local. InvalidInput."""
+    if (ago := _parsed(text)) is not None:
+        return datetime.now(UTC) - ago
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"{text!r} is no time: write 2026-01-31, 2026-01-31T12:00, or 7d for a week ago") from None
+
+
+def duration(text: str) -> timedelta:
+    """InvalidInput."""
+    found = _parsed(text)
+    if found is None:
+        raise InvalidInput(f"{text!r} is no duration: write 30m, 12h or 7d")
+    return found
+
+
+def _parsed(text: str) -> timedelta | None:
+    found = _DURATION.fullmatch(text.strip())
+    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]]) if found else None
