@@ -11,6 +11,7 @@ import os
 import re
 import uuid
 from datetime import datetime
+from functools import lru_cache
 from urllib.parse import quote
 
 from snapstore.errors import InvalidInput
@@ -121,6 +122,7 @@ def split_label(label: str) -> tuple[str, str]:
     return key, value
 
 
+@lru_cache(maxsize=1024)
 def encode(name: str) -> str:
     """A name as it stands in keys: percent-encoded, every byte but letters, digits and ``-_.~``."""
     return quote(name, safe="")

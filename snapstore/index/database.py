@@ -18,7 +18,7 @@ from snapstore.aio import uninterrupted
 from snapstore.errors import CatalogBusy
 from snapstore.index.file import is_damage, remember_damage, unusable
 
-_READERS = 4
+_READERS = 2
 _BUSY_MS = 50
 _PATIENCE = 60.0
 """Seconds to wait for another process's write lock; its transactions take milliseconds."""

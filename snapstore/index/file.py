@@ -25,16 +25,13 @@ _OTHER_FILE = "move it away, or give another file (index=, --index, SNAPSTORE_IN
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 COMPANIONS = ("", "-wal", "-shm")
 """What SQLite keeps beside an index."""
-_PROBES = (
-    "SELECT min(position), max(position) FROM snapshot",
-    "SELECT min(id), max(id) FROM snapshot",
-    "SELECT min(app), max(app) FROM snapshot",
-    "SELECT min(label), max(label) FROM snapshot_label",
-    "SELECT min(position), max(position) FROM snapshot_label",
-    "SELECT min(name), max(name) FROM label",
-    "SELECT min(name), max(name) FROM app",
+_ENDS = (
+    ("snapshot", ("position", "id", "app")),
+    ("snapshot_label", ("label", "position")),
+    ("label", ("label", "name")),
+    ("app", ("app", "name")),
 )
-"""Both ends of every table and index: what a file that was cut or overwritten lacks. They read a few pages each."""
+"""Tables and columns with an index: both ends of each are read, which a file that was cut or overwritten lacks."""
 
 
 def prepare(path: str, store_url: str) -> None:
@@ -83,8 +80,10 @@ def _prepare(path: str, store_url: str) -> None:
 
 
 def _probe(connection: sqlite3.Connection, path: str) -> None:
-    for probe in _PROBES:
-        connection.execute(probe).fetchone()
+    for table, columns in _ENDS:
+        for column in columns:
+            for end in ("min", "max"):  # one by one: for both at once SQLite would read it all
+                connection.execute(f"SELECT {end}({column}) FROM {table}").fetchone()
     pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     logged = os.path.exists(f"{path}-wal") and os.path.getsize(f"{path}-wal")
     if not logged and os.path.getsize(path) < pages * size:
