@@ -8,7 +8,8 @@ import os
 import random
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -266,14 +267,14 @@ async def test_an_unreadable_file_fails_the_snapshot_or_is_reported(
 ) -> None:
     (app / "bad").write_bytes(b"b" * size)
     (app / "good").write_text("good")
-    whole = Source.open_file
+    whole = os.open
 
-    def open_file(self: Source, path: str) -> int:
-        if path == "bad":
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> int:
+        if path in ("bad", b"bad"):
             raise error
-        return whole(self, path)
+        return whole(path, *args, **kwargs)
 
-    monkeypatch.setattr(Source, "open_file", open_file)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(SourceUnreadable) as caught:
         await store.create("blog", app)
     assert caught.value.path == "bad"
@@ -305,14 +306,16 @@ async def test_a_file_that_vanishes_during_the_walk_is_reported(
 ) -> None:
     for name in ("gone", "stays"):
         (app / name).write_text(name)
-    whole = os.stat
+    whole = os.scandir
 
-    def stat(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
-        if path == "gone":
-            (app / "gone").unlink()
-        return whole(path, *args, **kwargs)
+    @contextmanager
+    def scandir(path: Any) -> Iterator[Sequence[os.DirEntry[str]]]:
+        with whole(path) as entries:
+            listed = list(entries)
+        (app / "gone").unlink(missing_ok=True)
+        yield listed
 
-    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "scandir", scandir)
     report = await store.create("blog", app, on_error="skip")
     monkeypatch.undo()
     assert only(report) == ("gone", "vanished")
@@ -403,13 +406,13 @@ async def test_a_folder_that_became_a_link_is_not_followed(
         (app / "folder").rename(tmp_path / "moved")
         (app / "folder").symlink_to(tmp_path / "outside")
 
-    whole = Source.open_file
+    whole = Source.folder
 
-    def open_file(self: Source, path: str) -> int:
+    def folder(self: Source, path: str) -> int:
         self._folders.close()  # what is open already is the old folder, rightly
         return whole(self, path)
 
-    monkeypatch.setattr(Source, "open_file", open_file)
+    monkeypatch.setattr(Source, "folder", folder)
     between_walk_and_read(monkeypatch, swap)
     report = await store.create("blog", app, on_error="skip")
     assert "folder/file" in {problem.path for problem in report.problems}

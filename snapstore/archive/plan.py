@@ -88,11 +88,11 @@ class _Walk:
             if not path.isascii():
                 path = to_text(os.fsencode(path))
             try:
-                if len(to_bytes(path)) > MAX_PATH:
+                if len(path) > MAX_PATH // 4 and len(to_bytes(path)) > MAX_PATH:
                     raise OSError(errno.ENAMETOOLONG, f"its path is longer than {MAX_PATH} bytes")
-                status = os.stat(entry.name, dir_fd=descriptor, follow_symlinks=False)
+                status = entry.stat(follow_symlinks=False)
                 is_folder = stat.S_ISDIR(status.st_mode)
-                if (path + "/" if is_folder else path) in self._excludes:
+                if self._excludes and (path + "/" if is_folder else path) in self._excludes:
                     continue
                 self._add(path, entry.name, descriptor, status)
             except OSError as error:
@@ -152,15 +152,17 @@ def hard_link(member: Member, target: str) -> Member:
 
 def _kind(mode: int) -> MemberType | None:
     """None for sockets (and for whatever a tar cannot hold)."""
-    kinds: dict[int, MemberType] = {
-        stat.S_IFREG: "f",
-        stat.S_IFDIR: "d",
-        stat.S_IFLNK: "l",
-        stat.S_IFIFO: "p",
-        stat.S_IFCHR: "c",
-        stat.S_IFBLK: "b",
-    }
-    return kinds.get(stat.S_IFMT(mode))
+    return _KINDS.get(stat.S_IFMT(mode))
+
+
+_KINDS: dict[int, MemberType] = {
+    stat.S_IFREG: "f",
+    stat.S_IFDIR: "d",
+    stat.S_IFLNK: "l",
+    stat.S_IFIFO: "p",
+    stat.S_IFCHR: "c",
+    stat.S_IFBLK: "b",
+}
 
 
 def member_of(

@@ -11,7 +11,7 @@ from snapstore.archive.names import last_of, parent_of, to_text
 from snapstore.errors import InvalidInput, SourceNotFound, SourceUnreadable, reason_of
 
 # A file may have become a FIFO since it was listed: opening one without O_NONBLOCK waits for a writer.
-_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _MAX_IGNORE_FILE = 1 << 20
 _MAX_XATTRS = 960 << 10
 """Of one member; readers take a pax header of up to 1 MiB."""
@@ -53,7 +53,7 @@ class Source:
 
     def open_file(self, path: str) -> int:
         """A new descriptor of a regular file, for the caller to close. OSError where it is none, or unreadable."""
-        descriptor = os.open(last_of(path), _FILE_FLAGS, dir_fd=self.folder(parent_of(path)))
+        descriptor = os.open(last_of(path), FILE_FLAGS, dir_fd=self.folder(parent_of(path)))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise NotRegular(errno.ESTALE, "it is no regular file any more")
@@ -98,6 +98,11 @@ def _open_root(path: str) -> int:
         raise SourceUnreadable(path, reason_of(error)) from error
     except ValueError as error:  # a NUL in the path
         raise InvalidInput(f"{path!r} cannot be a path: {error}") from error
+
+
+def has_xattrs(descriptor: int) -> bool:
+    """Whether there may be any; OSError where they cannot be listed."""
+    return bool(os.listxattr(descriptor)) if hasattr(os, "listxattr") else False
 
 
 def read_xattrs(where: int | bytes) -> Xattrs:
