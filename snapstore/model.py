@@ -164,8 +164,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was asked of a store, by `diagnose`."""
 
     name: str
-    result: Literal["ok", "missing", "failed"]
-    """``failed`` where snapstore cannot do without it, ``missing`` where it can."""
+    result: Literal["ok", "missing", "failed", "skipped"]
+    """``failed`` where snapstore cannot do without it, ``missing`` where it can, ``skipped`` where nobody can tell."""
     use: str
     """What it is for."""
     detail: str = ""

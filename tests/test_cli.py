@@ -3,13 +3,18 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from snapstore.cli.commands import app
 
 Run = subprocess.CompletedProcess[str]
 
@@ -138,6 +143,8 @@ def test_options_come_before_the_environment_before_the_default(shell: Shell) ->
         (["delete"], 2, "--app"),
         (["delete", "--app", "blog"], 2, "--yes"),
         (["link", "blog@latest", "--expires", "soon"], 2, "12h"),
+        (["list", "--url", "s3:snapshots/pre"], 2, "s3://bucket/prefix"),
+        (["list", "--url", "s3://bucket?part_size=16MiB"], 2, "part_size is bytes"),
         (["frobnicate"], 2, "frobnicate"),
         (["list", "--limit", "0"], 2, "limit"),
     ],
@@ -297,8 +304,10 @@ def test_a_pipe_that_closes_early_is_no_error(shell: Shell) -> None:
     process.stderr.close()
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupting_a_create_leaves_nothing(shell: Shell, sent: signal.Signals, status: int) -> None:
+@pytest.mark.parametrize(
+    ("sent", "status", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_interrupting_a_create_leaves_nothing(shell: Shell, sent: signal.Signals, status: int, told: str) -> None:
     shell("list")  # makes the store
     app = shell.home / "apps" / "blog"
     (app / "large-1").write_bytes(os.urandom(12 << 20))  # begins an upload
@@ -314,11 +323,87 @@ def test_interrupting_a_create_leaves_nothing(shell: Shell, sent: signal.Signals
     assert process.wait(30) == status
     assert process.stderr is not None
     assert process.stdout is not None
-    assert "Traceback" not in process.stderr.read()
+    assert process.stderr.read() == f"snapstore: {told}: what was begun is taken back\n"
     process.stderr.close()
     process.stdout.close()
     assert list(uploads.iterdir()) == []
     assert shell("list").stdout == ""
+
+
+def in_python(script: str, **how: Any) -> Run:
+    return subprocess.run([sys.executable, "-c", script], text=True, timeout=60, **how)
+
+
+INTERRUPTED = """
+import asyncio, os, signal, sys
+from snapstore.cli import main, session
+
+class Store:
+    @classmethod
+    async def open(cls, *_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+
+session.SnapStore = Store
+sys.argv = ["snapstore", *sys.argv[1:]]
+main()
+"""
+
+
+def test_only_a_restore_speaks_of_merges_when_it_is_interrupted(shell: Shell) -> None:
+    for arguments, told in {("restore", "x", "y"): "files that a merge has replaced", ("list",): None}.items():
+        command = [sys.executable, "-c", INTERRUPTED, *arguments]
+        done = subprocess.run(command, env=shell.environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 130
+        kept = f" (but for {told} already)" if told else ""
+        assert done.stderr == f"snapstore: interrupted: what was begun is taken back{kept}\n"
+
+
+@pytest.mark.parametrize("when", ["typer", "snapstore.cli.output", "app"])
+def test_an_early_interruption_makes_no_traceback(when: str) -> None:
+    script = f"""
+import sys
+from snapstore.cli import main
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {when!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+if {when!r} == "app":
+    import snapstore.cli.commands
+    def interrupted(**_): raise KeyboardInterrupt
+    snapstore.cli.commands.app = interrupted
+main()
+"""
+    done = in_python(script, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_results_come_before_the_error_that_ends_them() -> None:
+    script = """
+from snapstore.cli.output import Output
+out = Output(as_json=False)
+out.say("a result")
+out.fail("an error")
+"""
+    assert (
+        in_python(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout == "a result\nsnapstore: an error\n"
+    )
+
+
+def test_help_tells_the_defaults(shell: Shell) -> None:
+    runner = CliRunner()
+    for command, defaults in {
+        "create": ("APP below --apps", "below ~", "one a store"),
+        "restore": ("the app's folder below --apps", "as root"),
+        "doctor": ("below ~",),
+    }.items():
+        shown = runner.invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
+        for default in defaults:
+            assert f"[default: {default}]" in shown, command
+        assert "\\[" not in shown
 
 
 def test_a_terminal_gets_a_table(shell: Shell) -> None:
@@ -348,6 +433,52 @@ def test_a_terminal_gets_a_bar(shell: Shell) -> None:
     assert done.returncode == 0
     assert "Packing 4" in shown
     assert "packed into" in done.stdout.decode()
+
+
+def test_a_terminal_is_told_what_is_waited_for(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog")
+    for option, told in (([], True), (["--json"], False)):
+        primary, secondary = terminal()
+        command = [sys.executable, "-m", "snapstore", "list", *option]
+        done = subprocess.run(command, env=shell.environment, stdout=subprocess.PIPE, stderr=secondary, timeout=60)
+        os.write(secondary, b"end")
+        os.close(secondary)
+        shown = os.read(primary, 65536).decode()
+        os.close(primary)
+        assert done.returncode == 0
+        assert (re.fullmatch(r"Opening /.*/store …\r\x1b\[Kend", shown) is not None) == told
+        assert told or shown == "end"
+
+
+SLOW_DOCTOR = """
+import asyncio, snapstore, sys
+from snapstore.cli import main
+
+async def diagnose(url):
+    yield snapstore.Check(name="list objects", result="ok", use="reaching the store")
+    await asyncio.sleep(60)
+
+snapstore.diagnose = diagnose
+sys.argv = ["snapstore", "doctor"]
+main()
+"""
+
+
+def test_a_terminal_gets_each_check_as_it_comes(shell: Shell) -> None:
+    primary, secondary = terminal()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_DOCTOR], env=shell.environment, stdout=secondary, stderr=secondary
+    )
+    shown = b""
+    while not shown.endswith("Checking …\r".encode()) or b"list objects" not in shown:
+        shown += os.read(primary, 1024)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    os.close(secondary)
+    os.close(primary)
+    lines = re.sub(r"Checking …\r\x1b\[K", "", re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())).splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["RESULT", "ok"]
+    assert lines[0].index("FOR") == lines[1].index("reaching")
 
 
 def test_without_its_extra_the_command_line_says_what_to_install(shell: Shell) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
@@ -128,6 +129,13 @@ async def test_no_empty_folder_is_left_in_a_bucket(
     assert left_in(server, prefix) in ([], [f"{prefix}/"])
 
 
+async def test_options_that_nobody_can_see_are_named(seaweedfs: Server) -> None:
+    options = S3Options(acl="private", tags={"team": "web"}, connections=4)
+    *_, last = await diagnosed(f"s3://{BUCKET}/{uuid.uuid4().hex}?storage_class=STANDARD_IA", options)
+    assert (last.name, last.result) == ("options", "skipped")
+    assert last.detail == "not verified: storage_class, tags, acl"
+
+
 async def test_options_are_used(seaweedfs: Server) -> None:
     checks = await diagnosed(f"s3://{BUCKET}/{uuid.uuid4().hex}", S3Options(part_size=16 << 20))
     assert [check.detail for check in checks if check.name == "multipart upload"] == ["parts of 16 MiB"]
@@ -190,6 +198,35 @@ async def test_a_folder_that_is_no_store_is_not_made_one(tmp_path: Path) -> None
             await diagnosed(tmp_path / name)
     assert not (tmp_path / "missing").exists()
     assert files_in(tmp_path / "others") == ["file"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotAStore, match=r"empty folder.*`snapstore create` makes it one"):
+        await diagnosed(tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+async def test_what_only_the_first_request_finds_wrong_is_wrong_usage(seaweedfs: Server, tmp_path: Path) -> None:
+    url = f"s3://{BUCKET}?customer_key_file={tmp_path}/none"
+    with pytest.raises(InvalidInput, match="customer_key_file"):
+        await diagnosed(url)
+    done = await asyncio.to_thread(run, tmp_path, "doctor", "--url", url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("snapstore: cannot read customer_key_file")
+
+
+async def test_what_failed_at_once_is_not_asked_again(folder: Path, wrap: Callable[..., None]) -> None:
+    asked: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        async def refuse(_store: ObjectStore, *_given: Any, **_named: Any) -> Any:
+            asked.append(name)
+            raise AccessDenied("not allowed: ask for the permission")
+
+        return refuse
+
+    names = ("put", "delete", "delete_many", "head", "create_upload", "abort_upload")
+    wrap(list=refuse_listing, list_uploads=refuse_listing, **{name: counted(name) for name in names})
+    assert not_ok(await diagnosed(folder)) == failing("list objects")
+    assert asked == []
 
 
 # -- the command --------------------------------------------------------------------------------------------------
@@ -323,23 +360,19 @@ def failing(*names: str) -> dict[str, str]:
     return {name: "missing" if name in OPTIONAL else "failed" for name in names}
 
 
+WITHOUT_UPLOADS = dict.fromkeys(("abort an upload", "list uploads", "copy a part"), "skipped")
+WITHOUT_RANGES = WITHOUT_UPLOADS | {"multipart upload": "skipped"}
+WITHOUT_READS = WITHOUT_RANGES | dict.fromkeys(("read a range", "replace one version only", "download link"), "skipped")
+
+
 FAULTS: dict[str, tuple[dict[str, Callable[..., Any]], dict[str, str]]] = {
-    "reads are refused": (
-        {"get": refused},
-        failing("read an object", "read a range", "multipart upload", "copy a part"),
-    ),
-    "reads lie": (
-        {"get": other_bytes},
-        failing("read an object", "read a range", "multipart upload", "copy a part"),
-    ),
-    "ranges are ignored": ({"get": whole}, failing("read a range", "multipart upload")),
+    "reads are refused": ({"get": refused}, failing("read an object") | WITHOUT_READS),
+    "reads lie": ({"get": other_bytes}, failing("read an object") | WITHOUT_READS),
+    "ranges are ignored": ({"get": whole}, failing("read a range") | WITHOUT_RANGES),
     "starts of listings are ignored": ({"list": list_from_the_first}, failing("start a listing at a key")),
-    "uploads are refused": (
-        {"create_upload": refused},
-        failing("multipart upload", "abort an upload", "list uploads", "copy a part"),
-    ),
-    "parts are refused": ({"upload_part": refused}, failing("multipart upload", "copy a part")),
-    "completions are refused": ({"complete_upload": refused}, failing("multipart upload", "copy a part")),
+    "uploads are refused": ({"create_upload": refused}, failing("multipart upload") | WITHOUT_UPLOADS),
+    "parts are refused": ({"upload_part": refused}, failing("multipart upload") | WITHOUT_UPLOADS),
+    "completions are refused": ({"complete_upload": refused}, failing("multipart upload") | WITHOUT_UPLOADS),
     "listings of uploads are refused": ({"list_uploads": refuse_listing}, failing("list uploads")),
     "listings of uploads are empty": ({"list_uploads": empty_listing}, failing("list uploads")),
     "conditions are ignored": ({"put": unconditional}, failing(*CONDITIONS)),
@@ -362,21 +395,54 @@ async def test_what_fails_or_lies_is_told_and_cleaned_up(
     wrap(**methods)
     checks = await diagnosed(folder)
     assert not_ok(checks) == expected
-    assert {check.name for check in checks} == {*NEEDED, *OPTIONAL}, "all the others are tried nevertheless"
+    assert {check.name for check in checks} == {*NEEDED, *OPTIONAL}, "nothing is left out"
+    blamed = next((name for name, result in expected.items() if result == "failed"), "")
+    assert {check.detail for check in checks if check.result == "skipped"} <= {f'needs "{blamed}"'}
     assert all(check.detail for check in checks if check.result != "ok")
     assert files_in(folder) == []
 
 
-async def test_where_nothing_can_be_written_nothing_is_left(folder: Path, wrap: Callable[..., None]) -> None:
+async def test_where_nothing_can_be_written_nothing_else_is_said_to_fail(
+    folder: Path, wrap: Callable[..., None]
+) -> None:
+    wrap(put=refused, create_upload=refused)
+    first, write, *others = await diagnosed(folder)
+    assert (first.result, write.result) == ("ok", "failed")
+    assert {check.result for check in others} == {"skipped"}
+    assert all(check.detail.startswith('needs "write an object"') for check in others)
+    assert files_in(folder) == []
+
+
+@pytest.fixture
+async def metadata_key(tmp_path: Path, folder: Path) -> str:
+    """Of the one snapshot that is in the folder store."""
+    (tmp_path / "app").mkdir()
+    async with SnapStore.open(folder, index=tmp_path / "index.db") as store:
+        return f"_metadata/{(await store.create('blog', tmp_path / 'app')).id}"
+
+
+async def test_what_cannot_be_written_may_be_readable(
+    folder: Path, metadata_key: str, wrap: Callable[..., None]
+) -> None:
     wrap(put=refused, create_upload=refused)
     checks = await diagnosed(folder)
-    assert {check.name for check in checks if check.result == "ok"} == {"list objects", "delete objects"}
-    assert files_in(folder) == []
+    assert {check.name for check in checks if check.result == "ok"} == {"list objects", "read an object"}
+    assert [check.detail for check in checks if check.name == "read an object"] == [metadata_key]
+
+
+def test_the_command_tells_that_a_store_can_only_be_read(
+    folder: Path, metadata_key: str, wrap: Callable[..., None]
+) -> None:
+    wrap(put=refused, create_upload=refused)
+    done = CliRunner().invoke(command_line, ["doctor", "--url", str(folder)])
+    assert done.exit_code == 1
+    assert done.stderr == "snapstore: this store can be read, and not written\n"
 
 
 async def test_listings_that_lag_are_told_and_cleaned_up(folder: Path, wrap: Callable[..., None]) -> None:
     wrap(list=empty_listing)
-    assert not_ok(await diagnosed(folder)) == failing("list what was just written", "start a listing at a key")
+    found = not_ok(await diagnosed(folder))
+    assert found == failing("list what was just written") | {"start a listing at a key": "skipped"}
     assert files_in(folder) == []
 
 
@@ -466,6 +532,45 @@ async def test_closing_it_early_cleans_up(folder: Path, count: int) -> None:
         for _ in range(count):
             await anext(checks)
     assert files_in(folder) == []
+
+
+@pytest.mark.parametrize("method", ["list", "put", "create_upload"])
+async def test_nobody_waits_long_for_a_store_that_does_not_answer(
+    folder: Path, wrap: Callable[..., None], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    for module in ("aio", "engine.doctor"):
+        monkeypatch.setattr(f"snapstore.{module}.TIDY_SECONDS", 0.2)
+    reached = asyncio.Event()
+
+    def stalling(name: str) -> Callable[..., Any]:
+        async def stall(store: ObjectStore, *given: Any, **named: Any) -> Any:
+            if name == method:
+                reached.set()
+            if reached.is_set():
+                await asyncio.sleep(60)
+            return await getattr(store, name)(*given, **named)
+
+        return stall
+
+    async def stalled_listing(_store: ObjectStore, *_given: Any, **_named: Any) -> AsyncIterator[Any]:
+        reached.set()
+        await asyncio.sleep(60)
+        yield []
+
+    stalling_calls = ("put", "delete", "delete_many", "head", "create_upload", "abort_upload")
+    methods = {name: stalling(name) for name in stalling_calls}
+    wrap(**methods | {"list_uploads": stalled_listing} | ({"list": stalled_listing} if method == "list" else {}))
+    task = asyncio.create_task(diagnosed(folder))
+    await reached.wait()
+    started = time.monotonic()
+    task.cancel()
+    if method == "list":  # then nothing is there that would have to be removed
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    else:
+        with pytest.raises(StorageError, match=r"what begins with doctor-\w+\., as the store does not answer"):
+            await task
+    assert time.monotonic() - started < 2
 
 
 BEFORE = ("put", "get", "upload_part", "complete_upload", "abort_upload", "copy_part", "download_url")

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,14 @@ from snapstore import (
     StorageFull,
     StorageUnavailable,
     Throttled,
+    diagnose,
 )
 from snapstore.errors import ObjectNotFound
 from snapstore.storage.s3.store import S3Store
+from snapstore.storage.urls import open_store
 from tests import servers
 from tests.conftest import BUCKET
-from tests.proxy import Answer, Proxy
+from tests.proxy import Answer, Proxy, StallAnswer
 from tests.servers import Certificate, Server
 from tests.trees import describe, differences
 
@@ -141,8 +144,8 @@ async def test_an_unknown_profile(
 
 
 ANSWERS: list[tuple[int, str, type[SnapstoreError], str]] = [
-    (403, "AccessDenied", AccessDenied, "snapstore doctor"),
-    (403, "AllAccessDisabled", AccessDenied, "snapstore doctor"),
+    (403, "AccessDenied", AccessDenied, "does not allow PutObject.*these credentials need s3:PutObject"),
+    (403, "AllAccessDisabled", AccessDenied, "s3:PutObject"),
     (403, "RequestTimeTooSkewed", ClockSkewed, "set this machine's clock"),
     (403, "InvalidAccessKeyId", BadCredentials, "check access key"),
     (400, "ExpiredToken", BadCredentials, "token"),
@@ -159,6 +162,7 @@ ANSWERS: list[tuple[int, str, type[SnapstoreError], str]] = [
     (400, "AuthorizationHeaderMalformed", InvalidInput, "AWS_REGION"),
     (412, "PreconditionFailed", PreconditionFailed, "try again"),
     (409, "ConditionalRequestConflict", PreconditionFailed, "try again"),
+    (400, "InvalidStorageClass", InvalidInput, "give another storage_class, or none"),
     (400, "InvalidRequest", StorageError, "InvalidRequest: So the server says"),
 ]
 
@@ -178,6 +182,76 @@ async def test_what_the_server_answers(
     assert type(raised.value) is error
     assert raised.value.__cause__ is not None
     assert getattr(raised.value, "key", KEY) == KEY
+
+
+PERMISSIONS: dict[str, tuple[str, Callable[[S3Store], Any]]] = {
+    "ListObjectsV2": ("s3:ListBucket", lambda store: listed(store)),
+    "GetObject": ("s3:GetObject", lambda store: store.get(KEY)),
+    "HeadObject": ("s3:GetObject", lambda store: store.head(KEY)),
+    "DeleteObject": ("s3:DeleteObject", lambda store: store.delete(KEY)),
+    "DeleteObjects": ("s3:DeleteObject", lambda store: store.delete_many([KEY])),
+    "CreateMultipartUpload": ("s3:PutObject", lambda store: store.create_upload(KEY)),
+    "AbortMultipartUpload": ("s3:AbortMultipartUpload", lambda store: store.abort_upload(KEY, "id")),
+    "ListMultipartUploads": ("s3:ListBucketMultipartUploads", lambda store: anext(store.list_uploads())),
+}
+
+
+@pytest.mark.parametrize("operation", PERMISSIONS)
+async def test_the_permission_that_is_needed_is_named(proxy: Proxy, opener: Opener, operation: str) -> None:
+    permission, call = PERMISSIONS[operation]
+    proxy.fault(Answer(403, "AccessDenied", "Access Denied"), operation)
+    with pytest.raises(StorageError, match=rf"these credentials need {permission}$"):
+        await call(opener(endpoint=proxy.endpoint))
+
+
+async def test_a_permission_of_another_service_is_named_as_the_server_does(proxy: Proxy, opener: Opener) -> None:
+    said = "User: arn:aws:iam::1:user/a is not authorized to perform: kms:GenerateDataKey on resource: arn:aws:kms:1"
+    proxy.fault(Answer(403, "AccessDenied", said), "PutObject")
+    with pytest.raises(AccessDenied, match=r"these credentials need kms:GenerateDataKey$"):
+        await opener(endpoint=proxy.endpoint).put(KEY, b"body")
+
+
+async def test_a_server_that_stalls_is_told_with_what_to_raise(proxy: Proxy, opener: Opener) -> None:
+    proxy.fault(StallAnswer(), "GetObject")
+    with pytest.raises(StorageUnavailable, match=r"did not go on with GetObject for 0\.2 s.*raise read_timeout"):
+        await opener(endpoint=proxy.endpoint, read_timeout=0.2).get(KEY)
+
+
+@asynccontextmanager
+async def answering(status: str, body: bytes) -> AsyncIterator[str]:
+    """Something that speaks HTTP, at this address; and not S3."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(2000)
+        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + body)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        ("404 Not Found", b""),
+        ("404 Not Found", b"<html><body>nothing here</body></html>"),
+        ("405 Method Not Allowed", b"no"),
+        ("200 OK", b"<!DOCTYPE html>\n<html><br>Welcome!"),
+        ("200 OK", b"<html><body>Welcome!</body></html>"),
+    ],
+    ids=str,
+)
+async def test_what_is_no_s3_server(seaweedfs: Server, opener: Opener, status: str, body: bytes) -> None:
+    async with answering(status, body) as host:
+        with pytest.raises(InvalidInput, match=r"does not look like S3.*check AWS_ENDPOINT_URL"):
+            await listed(opener(endpoint=f"http://{host}", attempts=5))
+
+
+async def test_https_where_the_server_speaks_http(seaweedfs: Server, opener: Opener) -> None:
+    async with answering("400 Bad Request", b"") as host:
+        with pytest.raises(InvalidInput, match="the server speaks http: write http://"):
+            await listed(opener(endpoint=f"https://{host}"))
 
 
 @pytest.mark.parametrize("status", [301, 307, 308])
@@ -396,6 +470,49 @@ BAD_URLS: dict[str, str] = {
 }
 
 
+OPTION_ERRORS = {
+    "part_size=16MiB": "part_size is bytes, 5242880 (5 MiB) or more, and at most 5368709120 (5 GiB), not '16MiB'",
+    "encryption=rot13": "encryption is AES256, aws:kms or aws:kms:dsse, not 'rot13'",
+    "addressing=dns": "addressing is path, virtual or auto, not 'dns'",
+    "attempts=1.5": "attempts is a whole number, 1 or more, not '1.5'",
+    "read_timeout=-1": "read_timeout is seconds, more than 0, not '-1'",
+    "sign_payload=perhaps": "sign_payload is true or false, not 'perhaps'",
+    "kms_key_id=1": "kms_key_id needs encryption 'aws:kms'",
+    "region": "write options as option=value, with & between two of them: bad query field: 'region'",
+}
+
+
+@pytest.mark.parametrize(("query", "told"), OPTION_ERRORS.items(), ids=OPTION_ERRORS.keys())
+def test_what_an_option_takes_is_told(query: str, told: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        S3Store(f"s3://{BUCKET}?{query}")
+    assert str(raised.value) == told
+
+
+def test_all_options_are_listed_for_an_unknown_one() -> None:
+    with pytest.raises(InvalidInput, match=r"no option 'colour': options are region, endpoint, .*deadline$"):
+        S3Store(f"s3://{BUCKET}?colour=red")
+
+
+async def test_options_in_a_dict_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"s3= takes S3Options\(.*not a dict"):
+        await SnapStore.open(f"s3://{BUCKET}", index=tmp_path / "index.db", s3={"region": "x"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["s3:snapshots/pre", "s3:/snapshots/pre", "S3:snapshots", "file:srv/snapshots", "s3:"])
+async def test_urls_that_lack_slashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match=r"lacks slashes: write s3://bucket/prefix"):
+        await SnapStore.open(url, index=tmp_path / "index.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_scheme_may_be_written_in_capitals() -> None:
+    store = await open_store("S3://Bucket/Prefix?endpoint=https://s3.example.com")
+    assert store.url == "s3://Bucket/Prefix?endpoint=https://s3.example.com"
+    await store.aclose()
+
+
 @pytest.mark.parametrize(("url", "named"), BAD_URLS.items(), ids=BAD_URLS.keys())
 async def test_urls_that_cannot_be_used(url: str, named: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=named) as raised:
@@ -558,6 +675,9 @@ async def test_encryption_with_a_key_of_ones_own(
         await store.put("small", b"other", if_none_match=True)
     with pytest.raises(InvalidInput, match="key of yours"):
         await store.download_url("small", expires=timedelta(hours=1), filename="x")
+    for read in (opener().get, opener().head):
+        with pytest.raises(StorageError, match=r"encrypted with a key of yours, give customer_key_file="):
+            await read("small")
     for others in ({}, {"customer_key": os.urandom(32)}):
         stranger = opener(**others)
         for key_of in ("small", KEY):
@@ -596,7 +716,7 @@ class Clock:
         return datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("app", ["blog", 'blög "x"', "日本語", "a;b=c,d"])
+@pytest.mark.parametrize("app", ["blog", 'blög "x"', "日本語", "a;b=c,d", "team/blog"])
 async def test_a_link_to_an_archive(
     seaweedfs: Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: str
 ) -> None:
@@ -611,10 +731,16 @@ async def test_a_link_to_an_archive(
             await store.download_url(made.id, expires=timedelta(days=7, seconds=1))
         with pytest.raises(InvalidInput, match="1 second"):
             await store.download_url(made.id, expires=timedelta(0))
+        with pytest.raises(InvalidInput, match=r"not 8 days$"):
+            await store.download_url(made.id, expires=timedelta(days=8))
+        with pytest.raises(InvalidInput, match=r"not 169 hours$"):
+            await store.download_url(made.id, expires=timedelta(hours=169))
+        with pytest.raises(InvalidInput, match=r"timedelta\(hours=1\), not 3600$"):
+            await store.download_url(made.id, expires=3600)  # type: ignore[arg-type]
         await store.download_url(made.id, expires=timedelta(days=7))
     headers, content = await asyncio.to_thread(fetch, url)
     assert len(content) == made.size
-    name = f"{app}-20260102T030405Z.tar.zst"
+    name = f"{app.replace('/', '_')}-20260102T030405Z.tar.zst"
     disposition = headers["Content-Disposition"]
     assert f"filename*=UTF-8''{quote(name, safe='')}" in disposition
     assert disposition.isascii()
@@ -722,6 +848,38 @@ async def test_objects_are_deleted_together_over_https(
     await store.delete_many([KEY, "none"])
     assert await listed(store) == []
     await works(opener(sign_payload=True))
+
+
+@pytest.mark.parametrize("where", ["AWS_CA_BUNDLE", "profile"])
+async def test_the_doctor_trusts_whom_the_store_trusts(
+    secure: Server,
+    trusted: Certificate,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    where: str,
+) -> None:
+    servers.use(secure, monkeypatch)
+    if where == "AWS_CA_BUNDLE":
+        monkeypatch.setenv(where, str(trusted.ca_file))
+    else:
+        (tmp_path / "config").write_text(f"[default]\nca_bundle = {trusted.ca_file}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    async with aclosing(diagnose(f"s3://{BUCKET}/{prefix}", s3=QUICK)) as checks:
+        assert [check async for check in checks if check.result != "ok"] == []
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+async def test_certificates_that_cannot_be_read(
+    proxy: Proxy, opener: Opener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    bundle = tmp_path / "ca.pem"
+    if content is not None:
+        bundle.write_text(content)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+    with pytest.raises(InvalidInput, match=r"cannot read certificates from .*ca\.pem.*check AWS_CA_BUNDLE"):
+        await opener(endpoint=proxy.endpoint).put(KEY, b"body")
+    assert proxy.count() == 0
 
 
 async def test_an_authority_that_is_not_trusted(

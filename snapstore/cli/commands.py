@@ -3,7 +3,8 @@
 import signal
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ from snapstore.cli import index
 from snapstore.cli.output import count, local_time, shown, size
 from snapstore.cli.session import FAILED, WARNINGS, Place, Session, command
 from snapstore.cli.times import duration, moment
+from snapstore.engine.doctor import READ, WRITE
 from snapstore.errors import InvalidInput, MemberNotFound, SnapshotNotFound
 from snapstore.model import Count, Existing, Member, Snapshot
 
@@ -33,6 +35,7 @@ app = typer.Typer(
 app.add_typer(index.app, name="index")
 
 _PAGE = 50
+_CHECK_WIDTHS = (7, 26, 32)
 _KINDS = {"f": "-", "h": "h", "l": "l", "d": "d", "p": "p", "c": "c", "b": "b"}
 
 
@@ -62,7 +65,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 async def create(
     session: Session,
     app_name: Annotated[str, typer.Argument(metavar="APP", help="The application's name.")],
-    folder: Annotated[str | None, typer.Argument(help="Its folder.  [default: APP below --apps]")] = None,
+    folder: Annotated[str | None, typer.Argument(help="Its folder.  \\[default: APP below --apps]")] = None,
     label: Labels = [],  # noqa: B006
     exclude: Excludes = [],  # noqa: B006
     exclude_from: Annotated[
@@ -236,11 +239,11 @@ async def cat(
     sys.stdout.buffer.flush()
 
 
-@command(app, "restore")
+@command(app, "restore", keeps="files that a merge has replaced already")
 async def restore(
     session: Session,
     snapshot_id: Id,
-    target: Annotated[str | None, typer.Argument(help="Where to.  [default: the app's folder below --apps]")] = None,
+    target: Annotated[str | None, typer.Argument(help="Where to.  \\[default: the app's folder below --apps]")] = None,
     to_app: Annotated[str | None, typer.Option("--app", help="Into this app's folder below --apps.")] = None,
     path: Annotated[
         list[str], typer.Option("--path", "-p", help="Only this member and what is in it.", show_default=False)
@@ -252,7 +255,7 @@ async def restore(
     merge: Annotated[bool, typer.Option("--merge", help="Into what is there: replace its files one by one.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="In place of what is there, in one step.")] = False,
     owner: Annotated[
-        bool | None, typer.Option("--owner/--no-owner", help="Set user and group ids.  [default: as root]")
+        bool | None, typer.Option("--owner/--no-owner", help="Set user and group ids.  \\[default: as root]")
     ] = None,
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Allow devices, setuid and setgid bits, and security attributes.")
@@ -325,7 +328,7 @@ async def label(
     session.out.document(changed)
 
 
-@command(app, "delete")
+@command(app, "delete", keeps="snapshots that are deleted already")
 async def delete(
     session: Session,
     snapshot_ids: Annotated[
@@ -368,22 +371,28 @@ def _confirm(question: str) -> None:
 @command(app, "doctor")
 async def doctor(place: Place) -> int:
     """Check a store: reaching it, permissions, and each thing that snapstore asks of it. Leaves nothing there."""
-    checks = []
-    try:
-        async for check in snapstore.diagnose(place.url):
+    results: dict[str, str] = {}
+    show = place.out.rows(("RESULT", "CHECK", "FOR", "DETAIL"), _CHECK_WIDTHS)
+    async with aclosing(snapstore.diagnose(place.url)) as checks:
+        while True:
+            with place.out.status("Checking …"):
+                check = await anext(checks, None)
+            if check is None:
+                break
+            results[check.name] = check.result
             place.out.document(check)
-            checks.append(check)
-    finally:
-        if checks:
-            place.out.table(
-                ("RESULT", "CHECK", "FOR", "DETAIL"),
-                [(check.result, check.name, check.use, shown(check.detail)) for check in checks],
-            )
-    results = {check.result for check in checks}
-    if "failed" in results:
-        place.out.fail("this store cannot be used as it is")
+            show((check.result, check.name, check.use, shown(check.detail)))
+    if "failed" in results.values():
+        place.out.fail(_verdict(results))
         return FAILED
-    return WARNINGS if "missing" in results else 0
+    return WARNINGS if "missing" in results.values() else 0
+
+
+def _verdict(results: Mapping[str, str]) -> str:
+    """Of a store of which something failed, in one sentence."""
+    if results.get(WRITE) == "failed" and results.get(READ) == "ok":
+        return "this store can be read, and not written"
+    return "this store cannot be used as it is"
 
 
 def _lines(path: Path) -> list[str]:

@@ -4,16 +4,20 @@ Results go to stdout, everything else to stderr. Names from disks are shown with
 that a file's name can neither break a line nor steer a terminal.
 """
 
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from snapstore.archive.names import as_json
 from snapstore.model import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _LEAST_WIDTH = 120
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -42,6 +46,9 @@ class Output:
         print(f"warning: {line}", file=sys.stderr)  # noqa: T201
 
     def fail(self, message: str) -> None:
+        if sys.stdout is not None:
+            with suppress(OSError):  # what cannot be written does not come before anything
+                sys.stdout.flush()
         print(f"snapstore: {shown(message)}", file=sys.stderr)  # noqa: T201
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -52,7 +59,6 @@ class Output:
             for row in rows:
                 print("\t".join(row))  # noqa: T201
             return
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
@@ -61,10 +67,40 @@ class Output:
             table.add_column(title, no_wrap=number == 0, overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))
-        # On a narrow terminal it is better that lines wrap there than that an id is folded into pieces here.
-        console = Console()
-        console.width = max(console.width, _LEAST_WIDTH)
-        console.print(table)
+        _print(table)
+
+    def rows(self, header: Sequence[str], widths: Sequence[int]) -> Callable[[Sequence[str]], None]:
+        """`table`, for rows that come one by one: shows each. ``widths`` are those of all columns but the last."""
+        if self.as_json or not sys.stdout.isatty():
+            return lambda row: self.say("\t".join(row))
+        from rich.table import Table
+        from rich.text import Text
+
+        unsaid = [header]
+
+        def show(row: Sequence[str]) -> None:
+            table = Table.grid(padding=(0, 2, 0, 0))
+            for width in (*widths, None):
+                table.add_column(width=width, overflow="fold")
+            if unsaid:
+                table.add_row(*map(Text, unsaid.pop()), style="bold")
+            table.add_row(*map(Text, row))
+            _print(table)
+
+        return show
+
+    @contextmanager
+    def status(self, line: str) -> Iterator[None]:
+        """Say what is waited for, where a person is looking, and take it back afterwards."""
+        if self.as_json or not sys.stderr.isatty():
+            yield
+            return
+        width = shutil.get_terminal_size().columns - 1  # a longer line could not be taken back
+        print(line[:width], end="\r", file=sys.stderr, flush=True)  # noqa: T201
+        try:
+            yield
+        finally:
+            print("\x1b[K", end="", file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
     def progress(self) -> Iterator[ProgressCallback | None]:
@@ -90,6 +126,15 @@ class Output:
                 bar.update(task, description=counted, completed=progress.bytes, total=total, amount=amount)
 
             yield show
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    # On a narrow terminal it is better that lines wrap there than that an id is folded into pieces here.
+    console = Console()
+    console.width = max(console.width, _LEAST_WIDTH)
+    console.print(table)
 
 
 def size(count: int | None) -> str:

@@ -5,6 +5,7 @@ when nobody reads on (a closed pipe).
 """
 
 import asyncio
+import contextlib
 import inspect
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from snapstore.cli.output import Output
+from snapstore.cli.output import Output, shown
 from snapstore.engine.store import SnapStore
 from snapstore.errors import InvalidInput, SnapstoreError, reason_of
 from snapstore.places import default_store
@@ -28,12 +29,14 @@ _Url = Annotated[
         "--url",
         envvar="SNAPSTORE_URL",
         metavar="URL",
-        help="The store: s3://bucket/prefix, or a folder.  [default: below ~]",
+        help="The store: s3://bucket/prefix, or a folder.  \\[default: below ~]",
     ),
 ]
 _Index = Annotated[
     str | None,
-    typer.Option("--index", envvar="SNAPSTORE_INDEX", metavar="FILE", help="The local index.  [default: one a store]"),
+    typer.Option(
+        "--index", envvar="SNAPSTORE_INDEX", metavar="FILE", help="The local index.  \\[default: one a store]"
+    ),
 ]
 _IndexLabel = Annotated[
     str | None,
@@ -83,11 +86,16 @@ class Place(NamedTuple):
 Command = Callable[..., Awaitable[int | None]]
 
 
-def command(app: typer.Typer, name: str, *, makes_store: bool = False) -> Callable[[Command], Command]:
+class _Terminated(BaseException):
+    """By SIGTERM."""
+
+
+def command(app: typer.Typer, name: str, *, makes_store: bool = False, keeps: str = "") -> Callable[[Command], Command]:
     """Make a command of ``async def function(session, …)``, or ``(place, …)``: the options for that join its own.
 
     It returns its exit status; None is 0. A folder that is named and is no store yet becomes one if it ``makes_store``:
-    with all other commands a mistyped name must not become an empty store.
+    with all other commands a mistyped name must not become an empty store. ``keeps`` is what it does not take back when
+    it is interrupted.
     """
 
     def decorate(function: Command) -> Command:
@@ -102,10 +110,12 @@ def command(app: typer.Typer, name: str, *, makes_store: bool = False) -> Callab
                 location = default_store() if url is None else url
                 if first.annotation is Place:
                     return await function(Place(location, out), **given) or 0
-                async with SnapStore.open(location, create=url is None or makes_store, **how) as store:
+                with out.status(f"Opening {shown(location)} …"):
+                    store = await SnapStore.open(location, create=url is None or makes_store, **how)
+                async with contextlib.aclosing(store):
                     return await function(Session(store, out), **given) or 0
 
-            _finish(lambda: _run(work), out)
+            _finish(lambda: _run(work), out, keeps)
 
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         signature = inspect.Signature([*own, *opening, *_OF_PLACE])
@@ -135,11 +145,11 @@ def _run(work: Callable[[], Awaitable[int]]) -> int:
         return asyncio.run(main())
     except asyncio.CancelledError:
         if terminated:
-            return _TERMINATED
+            raise _Terminated from None
         raise
 
 
-def _finish(work: Callable[[], int], out: Output) -> NoReturn:
+def _finish(work: Callable[[], int], out: Output, keeps: str) -> NoReturn:
     try:
         status = work()
         if sys.stdout is not None:
@@ -150,9 +160,11 @@ def _finish(work: Callable[[], int], out: Output) -> NoReturn:
     except SnapstoreError as error:
         out.fail(str(error))
         status = FAILED
-    except KeyboardInterrupt:
-        out.fail("interrupted: what was begun is taken back (but for files that a merge has replaced already)")
-        status = _INTERRUPTED
+    except (KeyboardInterrupt, _Terminated) as error:
+        terminated = isinstance(error, _Terminated)
+        taken_back = "what was begun is taken back" + (f" (but for {keeps})" if keeps else "")
+        out.fail(f"{'terminated' if terminated else 'interrupted'}: {taken_back}")
+        status = _TERMINATED if terminated else _INTERRUPTED
     except BrokenPipeError:
         # Whoever read us has enough. Python flushes once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,29 +2,39 @@
 
 import asyncio
 import os
+import ssl
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from http.client import HTTPException
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.request import urlopen
 
-from snapstore.aio import uninterrupted
-from snapstore.errors import ObjectNotFound, PreconditionFailed, SnapstoreError, StorageError
+from snapstore.aio import TIDY_SECONDS, ended, uninterrupted
+from snapstore.errors import InvalidInput, ObjectNotFound, PreconditionFailed, SnapstoreError, StorageError
+from snapstore.keys import METADATA_PREFIX
 from snapstore.model import Check
 from snapstore.storage.base import ObjectInfo, ObjectStore, Part
-from snapstore.storage.s3.options import S3Options
-from snapstore.storage.urls import open_store
+from snapstore.storage.s3.options import S3Options, parse, unverified
+from snapstore.storage.urls import is_bucket, open_store
 
 _PART = 5 << 20
 """The least that a part other than the last may have on AWS."""
 _SKEW_SECONDS = 120.0
 
 
+LIST, WRITE, READ = "list objects", "write an object", "read an object"
+_RANGE, _LISTED, _MULTIPART = "read a range", "list what was just written", "multipart upload"
+
+
 class _Failed(Exception):
     """The store answered, and not as it should."""
+
+
+class _Skipped(Exception):
+    """Nobody can tell, and why."""
 
 
 class _Step(NamedTuple):
@@ -33,53 +43,68 @@ class _Step(NamedTuple):
     use: str
     """What it is for; where it is not needed, what is lost without it."""
     run: Callable[[], Awaitable[str]]
+    needs: tuple[str, ...] = ()
+    """The steps without which it would fail, whatever the store can do."""
 
 
 async def diagnose(url: str | os.PathLike[str], *, s3: S3Options | None = None) -> AsyncGenerator[Check, None]:
     """Try everything that snapstore asks of the store at ``url``, and leave nothing behind there.
 
     The index is not touched. What does not work is a `Check` with its reason, and no error; StorageError at the end
-    where something could not be removed. InvalidInput, NotAStore.
+    where something could not be removed. InvalidInput (also for what only the first request finds), NotAStore.
     """
     store = await open_store(os.fspath(url), create=False, s3=s3)
+    options = parse(os.fspath(url), s3)[1] if is_bucket(os.fspath(url)) else S3Options()
     try:
-        async with aclosing(examine(store)) as checks:
+        async with aclosing(examine(store, unverified(options))) as checks:
             async for check in checks:
                 yield check
     finally:
         await uninterrupted(store.aclose())
 
 
-async def examine(store: ObjectStore) -> AsyncGenerator[Check, None]:
-    """`diagnose`, on an open store; in an order in which the first failure explains the most."""
+async def examine(store: ObjectStore, unverified: Sequence[str] = ()) -> AsyncGenerator[Check, None]:
+    """`diagnose`, on an open store; in an order in which the first failure explains the most.
+
+    ``unverified`` are the options in use that are not looked at.
+    """
     patient = _Patient(store)
+    lacking: dict[str, str] = {}
+    """The steps that did not succeed, each with the one that is to blame."""
     try:
         for step in patient.steps():
-            check = await _tried(step)
+            check = await _tried(step, lacking)
             yield check
-            if check.result == "failed" and step.name == _FIRST:
+            if check.result == "failed" and step.name == LIST:
                 return  # nothing else can work
+        if unverified:
+            yield _row_of(unverified)
     finally:
         await uninterrupted(patient.clean())
 
 
-async def _tried(step: _Step) -> Check:
+async def _tried(step: _Step, lacking: dict[str, str]) -> Check:
     started = time.monotonic()
-    failure = None
+    result: Literal["ok", "missing", "failed", "skipped"] = "ok"
     try:
+        if missed := [name for name in step.needs if name in lacking]:
+            raise _Skipped(f'needs "{lacking[missed[0]]}"')
         detail = await step.run()
+    except _Skipped as reason:
+        result, detail = "skipped", str(reason)
+        lacking[step.name] = lacking[missed[0]] if missed else step.name
     except (SnapstoreError, _Failed) as error:
-        failure, detail = error, str(error)
+        if isinstance(error, InvalidInput) and step.name == LIST:
+            raise  # what was asked for cannot be tried
+        result, detail = "failed" if step.needed else "missing", str(error)
+        lacking[step.name] = step.name
+    return Check(name=step.name, result=result, use=step.use, detail=detail, seconds=time.monotonic() - started)
+
+
+def _row_of(unverified: Sequence[str]) -> Check:
     return Check(
-        name=step.name,
-        result="ok" if failure is None else "failed" if step.needed else "missing",
-        use=step.use,
-        detail=detail,
-        seconds=time.monotonic() - started,
+        name="options", result="skipped", use="what else was asked for", detail=f"not verified: {', '.join(unverified)}"
     )
-
-
-_FIRST = "list objects"
 
 
 class _Patient:
@@ -89,31 +114,43 @@ class _Patient:
         self._prefix = f"doctor-{uuid.uuid4().hex}."
         self._small = f"{self._prefix}small"
         self._large = f"{self._prefix}large"
+        self._wrote = False
+        """Whether the small object is there."""
         self._uploads: list[tuple[str, str]] = []
         self._written: set[str] = set()
+        """What may be there."""
 
     def steps(self) -> Sequence[_Step]:
         return [
-            _Step(_FIRST, True, "reaching the store with these credentials; rebuilding the index", self.list_nothing),
-            _Step("write an object", True, "metadata, small archives", self.write),
-            _Step("read an object", True, "metadata; rebuilding the index", self.read),
-            _Step("read a range", True, "single files, parallel restores", self.read_range),
-            _Step("list what was just written", True, "an index that is right", self.list_written),
-            _Step("start a listing at a key", True, "syncing the index", self.list_after),
-            _Step("multipart upload", True, "archives over one part", self.multipart),
-            _Step("abort an upload", True, "leaving nothing behind when a snapshot fails", self.abort),
-            _Step("list uploads", False, "finding what a crash left behind", self.list_uploads),
-            _Step("refuse to overwrite", False, "a second guard against writing an id twice", self.create_only),
+            _Step(LIST, True, "reaching the store with these credentials; rebuilding the index", self.list_nothing),
+            _Step(WRITE, True, "metadata, small archives", self.write),
+            _Step(READ, True, "metadata; rebuilding the index", self.read),
+            _Step(_RANGE, True, "single files, parallel restores", self.read_range, (WRITE, READ)),
+            _Step(_LISTED, True, "an index that is right", self.list_written, (WRITE,)),
+            _Step("start a listing at a key", True, "syncing the index", self.list_after, (_LISTED,)),
+            _Step(_MULTIPART, True, "archives over one part", self.multipart, (WRITE, _RANGE)),
+            _Step("abort an upload", True, "leaving nothing behind when a snapshot fails", self.abort, (_MULTIPART,)),
+            _Step("list uploads", False, "finding what a crash left behind", self.list_uploads, (_MULTIPART,)),
+            _Step(
+                "refuse to overwrite", False, "a second guard against writing an id twice", self.create_only, (WRITE,)
+            ),
             _Step(
                 "replace one version only",
                 False,
                 "two nodes relabelling at once: else the last wins",
                 self.replace_only,
+                (WRITE, READ),
             ),
-            _Step("copy a part", False, "unchanged data stays in the store, instead of being sent again", self.copy),
-            _Step("download link", False, "links to archives", self.link),
-            _Step("clock", False, "signatures and links: both clocks should agree", self.clock),
-            _Step("delete objects", True, "deleting snapshots", self.delete),
+            _Step(
+                "copy a part",
+                False,
+                "unchanged data stays in the store, instead of being sent again",
+                self.copy,
+                (_MULTIPART,),
+            ),
+            _Step("download link", False, "links to archives", self.link, (WRITE, READ)),
+            _Step("clock", False, "signatures and links: both clocks should agree", self.clock, (WRITE,)),
+            _Step("delete objects", True, "deleting snapshots", self.delete, (WRITE,)),
         ]
 
     async def list_nothing(self) -> str:
@@ -123,13 +160,24 @@ class _Patient:
 
     async def write(self) -> str:
         await self._put(self._small, b"small object")
+        self._wrote = True
         return ""
 
     async def read(self) -> str:
+        if not self._wrote:
+            return await self._read_another()
         _expect(
             (await self._store.get(self._small)).content == b"small object", "what was read is not what was written"
         )
         return ""
+
+    async def _read_another(self) -> str:
+        """Of a store that is not to be written, or not by these credentials."""
+        async for page in self._store.list(METADATA_PREFIX):
+            for found in page:
+                await self._store.get(found.key)
+                return found.key
+        raise _Skipped(f'needs "{WRITE}": no snapshot is there that could be read instead')
 
     async def read_range(self) -> str:
         body = await self._store.get(self._small, start=6, size=3)
@@ -201,7 +249,7 @@ class _Patient:
     async def link(self) -> str:
         url = await self._store.download_url(self._small, expires=timedelta(minutes=1), filename="doctor.txt")
         try:
-            content = await asyncio.to_thread(_fetch, url)
+            content = await asyncio.to_thread(_fetch, url, self._store.ca_bundle)
         except (OSError, ValueError, HTTPException) as error:
             raise _Failed(f"cannot be fetched from here: {error}") from error
         _expect(content.startswith(b"small object"), "the link leads to something else")
@@ -222,6 +270,17 @@ class _Patient:
 
     async def clean(self) -> None:
         """Whatever is left, also after a failure in the middle. StorageError for what cannot be removed."""
+        try:
+            async with asyncio.timeout(TIDY_SECONDS):
+                left = [*await self._uploads_left(), *await self._objects_left()]
+        except TimeoutError:
+            left = [f"what begins with {self._prefix}, as the store does not answer"]
+        if left:
+            raise StorageError(f"could not be removed from {self._store.url}: {', '.join(left)}")
+
+    async def _uploads_left(self) -> Sequence[str]:
+        if not self._uploads:
+            return []
         left = []
         for key, upload_id in self._uploads:
             with suppress(SnapstoreError):  # looked at below
@@ -229,21 +288,22 @@ class _Patient:
                 continue
             left.append(f"an upload of {key}")
         begun = await self._begun_ids()
-        left += [f"an upload of {key}" for key, upload_id in self._uploads if upload_id in begun]
+        return [*left, *(f"an upload of {key}" for key, upload_id in self._uploads if upload_id in begun)]
+
+    async def _objects_left(self) -> Sequence[str]:
         # By what was written, not by what is listed: listings may lag behind.
         stuck = [key for key in self._written if not await self._removed(key)]
-        if stuck:
-            left.append(f"objects {', '.join(sorted(stuck))}")
-        if left:
-            raise StorageError(f"could not be removed from {self._store.url}: {', '.join(left)}")
+        return [f"objects {', '.join(sorted(stuck))}"] if stuck else []
 
     async def _removed(self, key: str) -> bool:
         """Whether an object is gone, by whichever way of deleting works here."""
         deleted = False
-        for delete in (self._store.delete(key), self._store.delete_many([key])):
-            with suppress(SnapstoreError):  # the other may do
-                await delete
-                deleted = True
+        with suppress(SnapstoreError):  # the other may do
+            await self._store.delete(key)
+            deleted = True
+        with suppress(SnapstoreError):
+            await self._store.delete_many([key])
+            deleted = True
         try:
             await self._store.head(key)
         except ObjectNotFound:
@@ -264,7 +324,7 @@ class _Patient:
         return await self._store.put(key, body)
 
     async def _begin(self, key: str) -> str:
-        return await uninterrupted(self._begun(key))
+        return await ended(self._begun(key))
 
     async def _begun(self, key: str) -> str:
         self._written.add(key)
@@ -281,7 +341,8 @@ def _expect(holds: bool, complaint: str) -> None:
         raise _Failed(complaint)
 
 
-def _fetch(url: str) -> bytes:
-    with urlopen(url, timeout=30) as response:
+def _fetch(url: str, ca_bundle: str | None) -> bytes:
+    trusted = ssl.create_default_context(cafile=ca_bundle) if ca_bundle else None
+    with urlopen(url, timeout=30, context=trusted) as response:
         content: bytes = response.read(1000)
         return content

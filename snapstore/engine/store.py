@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
@@ -42,6 +43,8 @@ from snapstore.storage.urls import local_path
 T = TypeVar("T")
 
 _DELETES_AT_ONCE = 8
+_UNFIT_IN_NAMES = re.compile(r"[/\x00-\x1f\x7f-\x9f]")
+"""Slashes, which an app's name may hold, and control characters."""
 
 
 class SnapStore(Listing):
@@ -167,9 +170,11 @@ class SnapStore(Listing):
 
         On S3, InvalidInput for less than a second or more than 7 days, and where readers need a key or have to pay.
         """
+        if not isinstance(expires, timedelta):
+            raise InvalidInput(f"expires is a timedelta, such as timedelta(hours=1), not {expires!r}")
         snapshot = await self._calls.run(self._with_key(await self.get(snapshot_id)))
         assert snapshot.key is not None
-        name = f"{snapshot.app}-{snapshot.created_at:%Y%m%dT%H%M%SZ}.tar.zst"
+        name = f"{_UNFIT_IN_NAMES.sub('_', snapshot.app)}-{snapshot.created_at:%Y%m%dT%H%M%SZ}.tar.zst"
         return await self._calls.run(self._store.download_url(snapshot.key, expires=expires, filename=name))
 
     async def relabel(

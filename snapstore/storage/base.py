@@ -78,6 +78,10 @@ class ObjectStore(Protocol):
     def listings(self) -> int:
         """How many listings at once are faster than one."""
 
+    @property
+    def ca_bundle(self) -> str | None:
+        """A file with the certificates to trust, once connected; None for the usual ones."""
+
     async def connect(self) -> None:
         """Make ready for requests; may be called while something else is done first, and need not be."""
 

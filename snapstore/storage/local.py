@@ -70,6 +70,10 @@ class LocalStore:
     def listings(self) -> int:
         return 1  # each would read the whole folder
 
+    @property
+    def ca_bundle(self) -> str | None:
+        return None
+
     async def connect(self) -> None:
         pass  # nothing to wait for
 
@@ -81,12 +85,15 @@ class LocalStore:
         if not os.path.isdir(os.path.join(self._root, _OURS)):
             self._check_adoptable()
             if not create and not os.path.isdir(os.path.join(self._root, "_metadata")):
-                raise NotAStore(
-                    f"there is no store at {self._root!r} yet: check its name; the first `snapstore create` makes it"
-                )
+                raise NotAStore(self._how_it_becomes_a_store())
         for folder in (self._tmp, self._uploads_folder):
             files.make_folder(folder)
         self._remove_stale()
+
+    def _how_it_becomes_a_store(self) -> str:
+        if os.path.isdir(self._root):
+            return f"{self._root!r} is an empty folder, and no store yet: the first `snapstore create` makes it one"
+        return f"there is no store at {self._root!r} yet: check its name; the first `snapstore create` makes it"
 
     def _check_adoptable(self) -> None:
         """An empty folder becomes a store, and so does the copy of a bucket; anything else is somebody's."""

@@ -17,7 +17,7 @@ async def open_store(url: str, *, create: bool = True, s3: S3Options | None = No
     A bucket is not asked for anything yet, and never made. InvalidInput for anything else; NotAStore for a folder of
     somebody else's.
     """
-    if url.startswith("s3://"):
+    if is_bucket(url):
         return S3Store(url, s3)
     store = LocalStore(folder_of(url))
     try:
@@ -28,14 +28,19 @@ async def open_store(url: str, *, create: bool = True, s3: S3Options | None = No
     return store
 
 
+def is_bucket(url: str) -> bool:
+    return url[:5].lower() == "s3://"
+
+
 def folder_of(url: str) -> str:
     """The folder that a URL or a path names."""
     if not url or "\0" in url:
         raise InvalidInput(f"{url!r} is no store: give a folder, file:///its/path, or s3://bucket/prefix")
     parts = urlsplit(url)
-    if re.match(r"[a-z][a-z0-9+.-]*:/(?!/)", url):
+    if re.match(r"[a-z][a-z0-9+.-]*:/(?!/)|(s3|file):(?!/)", url, re.IGNORECASE):
         raise InvalidInput(
-            f"{url!r} looks like a URL that lacks a slash: write file:///its/path, s3://bucket, or a folder"
+            f"{url!r} looks like a URL that lacks slashes: write s3://bucket/prefix, file:///its/path, or a folder"
+            " (./ before a name with a colon)"
         )
     if "://" not in url:
         return os.path.abspath(os.path.expanduser(url))

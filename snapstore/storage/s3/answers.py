@@ -17,6 +17,10 @@ class Unsupported(StorageError):
     """The server does not know what was asked, and never will."""
 
 
+class NotS3(Exception):
+    """The answer is a web page."""
+
+
 def bare(etag: str) -> str:
     """What stands between the quotes, whether the server writes them or not."""
     return etag.removeprefix("W/").strip('"')

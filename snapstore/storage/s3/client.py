@@ -13,6 +13,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
@@ -23,8 +24,9 @@ from aiobotocore.session import AioSession
 from botocore import exceptions as boto
 
 import snapstore
-from snapstore.errors import StorageUnavailable
+from snapstore.errors import InvalidInput, StorageUnavailable, reason_of
 from snapstore.storage.s3 import errors
+from snapstore.storage.s3.answers import NotS3
 from snapstore.storage.s3.download import Download
 from snapstore.storage.s3.listing import EntriesReader, parse_time
 from snapstore.storage.s3.options import S3Options, customer_key
@@ -63,8 +65,8 @@ class Client:
             async with self.deadline(operation, key, len(parameters.get("Body", b""))):
                 answer: dict[str, Any] = await method(Bucket=self._bucket, **{**extras, **parameters})
                 return answer
-        except (boto.BotoCoreError, boto.ClientError) as error:
-            raise errors.translate(error, operation, key, self._store) from error
+        except (boto.BotoCoreError, boto.ClientError, NotS3) as error:
+            raise errors.translate(error, operation, key, self._store, self._options.read_timeout) from error
 
     def download(self, name: str, key: str, start: int, size: int | None, if_match: str | None) -> Download:
         """A range of the object ``name`` (with its prefix); ``key`` is for errors."""
@@ -117,16 +119,34 @@ class Configuration(NamedTuple):
     session: AioSession
     extras: Mapping[str, str]
     """Parameters that go with every operation that knows them."""
+    ca_bundle: str | None
+    """A file with the certificates to trust, in place of the usual ones."""
 
 
 def read_configuration(options: S3Options) -> Configuration:
-    """Reads the AWS configuration, and the key of SSE-C; blocks. InvalidInput."""
+    """Reads the AWS configuration, the key of SSE-C and the certificates to trust; blocks. InvalidInput."""
     session = AioSession(profile=options.profile)
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
     # botocore alone does not know AWS_REGION, which comes before AWS_DEFAULT_REGION in all other AWS tools.
     if region := options.region or os.environ.get("AWS_REGION"):
         session.set_config_variable("region", region)
-    return Configuration(session, _extras(options))
+    return Configuration(session, _extras(options), _ca_bundle(session))
+
+
+def _ca_bundle(session: AioSession) -> str | None:
+    try:
+        bundle: str | None = session.get_config_variable("ca_bundle") or None
+    except boto.BotoCoreError:
+        return None  # `connect` meets the same error, and tells of it
+    if bundle is not None:
+        try:
+            ssl.create_default_context(cafile=bundle)
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot read certificates from {bundle!r} ({reason_of(error)}): check AWS_CA_BUNDLE, or the profile's"
+                " ca_bundle"
+            ) from error
+    return bundle
 
 
 async def connect(
@@ -138,7 +158,7 @@ async def connect(
     entries: EntriesReader,
 ) -> Client:
     """A client for the bucket; nothing is sent yet. Errors as `Client.call` has them."""
-    session, extras = configuration
+    session, extras, _ = configuration
     stack = AsyncExitStack()
     try:
         client = await stack.enter_async_context(
@@ -150,9 +170,10 @@ async def connect(
             )
         )
     except (boto.BotoCoreError, ValueError) as error:
-        raise errors.translate(error, "connect", None, store) from error
+        raise errors.translate(error, "connect", None, store, options.read_timeout) from error
     client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
-    client.meta.events.register("before-parse.s3.ListObjectsV2", entries)
+    # Before botocore's own handler, which makes a failure of an answer that it cannot read: more wildcards come first.
+    client.meta.events.register("before-parse.*.*", entries)
     return Client(client, stack, bucket, store, options, extras)
 
 

@@ -1,5 +1,6 @@
 """From what S3 servers and botocore answer to snapstore's own errors, each with what to do about it."""
 
+import re
 from typing import Any
 
 from botocore import exceptions as boto
@@ -18,7 +19,7 @@ from snapstore.errors import (
     StorageUnavailable,
     Throttled,
 )
-from snapstore.storage.s3.answers import OutOfRange, Unsupported, code_of, status_of
+from snapstore.storage.s3.answers import NotS3, OutOfRange, Unsupported, code_of, status_of
 
 _BAD_CREDENTIALS = {
     "InvalidAccessKeyId",
@@ -36,6 +37,25 @@ _THROTTLED = {"SlowDown", "SlowDownRead", "SlowDownWrite", "TooManyRequests", "R
 _UNSUPPORTED = {"NotImplemented", "501"}
 _OUT_OF_RANGE = {"InvalidRange", "416"}
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "301"}
+_PERMISSIONS = {
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "DeleteObject": "s3:DeleteObject",
+    "DeleteObjects": "s3:DeleteObject",
+    "GetObject": "s3:GetObject",
+    "HeadObject": "s3:GetObject",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "ListObjectsV2": "s3:ListBucket",
+    "PutObject": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "UploadPartCopy": "s3:GetObject and s3:PutObject",
+}
+_NAMED_PERMISSION = re.compile(r"not authorized to perform:? ([a-z0-9-]+:\w+)")
+"""How AWS itself names it: it may be another service's, such as kms:Decrypt."""
+_PLAIN_HTTP = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+"""What OpenSSL says, in its several versions, of an answer that is no TLS."""
+_READS = ("GetObject", "HeadObject")
 
 
 class CertificateRefused(boto.BotoCoreError):  # type: ignore[misc]
@@ -50,7 +70,7 @@ class Redirected(boto.BotoCoreError):  # type: ignore[misc]
     fmt = "redirected to {location}"
 
 
-def translate(error: Exception, operation: str, key: str | None, store: str) -> SnapstoreError:
+def translate(error: Exception, operation: str, key: str | None, store: str, read_timeout: float) -> SnapstoreError:
     """The error of our tree for what botocore raised while ``operation`` was done on ``key`` (None: on the bucket)."""
     if isinstance(error, boto.ClientError):
         return _of_answer(error, operation, key, store)
@@ -63,6 +83,8 @@ def translate(error: Exception, operation: str, key: str | None, store: str) -> 
     if isinstance(error, boto.ProfileNotFound):
         return BadCredentials(f"{error}: set AWS_PROFILE to one of those in ~/.aws/config", key)
     if isinstance(error, boto.SSLError | CertificateRefused):
+        if any(words in str(error) for words in _PLAIN_HTTP):
+            return InvalidInput(f"no secure connection to {store}: the server speaks http: write http://, not https://")
         return StorageUnavailable(
             f"no secure connection to {store}: {error}. If its certificate is signed by an authority of your own, name"
             " that one's certificate in AWS_CA_BUNDLE",
@@ -72,8 +94,15 @@ def translate(error: Exception, operation: str, key: str | None, store: str) -> 
         return StorageUnavailable(
             f"cannot reach {store}: {error}. Check the endpoint (AWS_ENDPOINT_URL), the region and the network", key
         )
+    if isinstance(error, boto.ReadTimeoutError):
+        return StorageUnavailable(
+            f"{store} did not go on with {operation} for {read_timeout:g} s: try again later, or raise read_timeout",
+            key,
+        )
     if isinstance(error, boto.HTTPClientError):
         return StorageUnavailable(f"lost the connection to {store} during {operation}: {error}. Try again later", key)
+    if isinstance(error, NotS3):
+        return _no_s3(store, str(error))
     if isinstance(error, Redirected):
         return InvalidInput(f"{store} is elsewhere ({error}): give its own endpoint (AWS_ENDPOINT_URL) or AWS_REGION")
     if isinstance(error, boto.ParamValidationError | boto.InvalidRegionError | boto.UnknownRegionError | ValueError):
@@ -84,6 +113,8 @@ def translate(error: Exception, operation: str, key: str | None, store: str) -> 
 def _of_answer(error: boto.ClientError, operation: str, key: str | None, store: str) -> SnapstoreError:
     code, status = code_of(error), status_of(error)
     said = _said(error)
+    if operation == "ListObjectsV2" and status in (404, 405) and code in ("", str(status)):
+        return _no_s3(store, said)
     if code == "NoSuchBucket":
         return BucketNotFound(f"there is no bucket for {store}: check its name and the endpoint, or make it first", key)
     if key is not None and code in _ABSENT:
@@ -106,9 +137,17 @@ def _of_answer(error: boto.ClientError, operation: str, key: str | None, store: 
         return StorageError(f"{key!r} is in an archive class: have {store} restore it first, then try again", key)
     if code in _FULL or status == 507:
         return StorageFull(f"{store} is full or over its quota ({said}): free some space", key)
+    if code == "InvalidStorageClass":
+        return InvalidInput(f"{store} does not have this storage class ({said}): give another storage_class, or none")
+    if operation in _READS and status == 400 and _needs_a_key(operation, said):
+        return StorageError(
+            f"{store} refused {operation} ({said}): if {key!r} is encrypted with a key of yours, give"
+            " customer_key_file=, the file that holds it",
+            key,
+        )
     if status == 403:
         return AccessDenied(
-            f"{store} does not allow {operation} ({said}): `snapstore doctor` shows which permissions are missing", key
+            f"{store} does not allow {operation} ({said}): these credentials need {_permission(error, operation)}", key
         )
     if status == 401:
         return BadCredentials(f"{store} does not accept the credentials ({said}): check access key and secret", key)
@@ -123,6 +162,20 @@ def _of_answer(error: boto.ClientError, operation: str, key: str | None, store: 
     if code in _ELSEWHERE:
         return InvalidInput(f"{store} is in another region ({said}): set AWS_REGION, or ?region= in the URL")
     return StorageError(f"{store} refused {operation} ({said})", key)
+
+
+def _no_s3(store: str, said: str) -> SnapstoreError:
+    return InvalidInput(f"what answers for {store} does not look like S3 ({said}): check AWS_ENDPOINT_URL")
+
+
+def _needs_a_key(operation: str, said: str) -> bool:
+    """Whether a refused read may want the key of SSE-C; the answer to a HEAD has no words."""
+    return "encryption" in said.lower() or operation == "HeadObject"
+
+
+def _permission(error: boto.ClientError, operation: str) -> str:
+    named = _NAMED_PERMISSION.search(_said(error))
+    return named[1] if named else _PERMISSIONS.get(error.operation_name, f"the right to do {operation}")
 
 
 def _said(error: boto.ClientError) -> str:

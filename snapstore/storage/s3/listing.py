@@ -11,28 +11,40 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from snapstore.storage.base import ObjectInfo
-from snapstore.storage.s3.answers import bare
+from snapstore.storage.s3.answers import NotS3, bare
 
 ENTRIES = "Entries"
 """Where `EntriesReader` leaves an answer's entries, their keys as the server has them: with the store's prefix."""
 
+_WEB_PAGES = (b"<!doctype html", b"<html")
 _Page = tuple[bytes, list[ObjectInfo]]
 
 
 class EntriesReader:
-    """Handles botocore's event ``before-parse`` of ListObjectsV2; ``run`` calls a function in a thread."""
+    """Handles botocore's event ``before-parse``, of ListObjectsV2; ``run`` calls a function in a thread."""
 
     def __init__(self, run: Callable[[Callable[[bytes], _Page], bytes], Awaitable[_Page]]) -> None:
         self._run = run
 
-    async def __call__(self, response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-        if response_dict["status_code"] == 200:
+    async def __call__(
+        self,
+        operation_model: Any,
+        response_dict: dict[str, Any],
+        customized_response_dict: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        if operation_model.name == "ListObjectsV2" and response_dict["status_code"] == 200:
             page = await self._run(take_entries, response_dict["body"])
             response_dict["body"], customized_response_dict[ENTRIES] = page
 
 
 def take_entries(body: bytes) -> _Page:
-    """The answer without its entries, and these. What cannot be understood is left to botocore as it is."""
+    """The answer without its entries, and these. What cannot be understood is left to botocore as it is.
+
+    NotS3 for a web page: one that is well-formed would count as an empty listing.
+    """
+    if body.lstrip()[:20].lower().startswith(_WEB_PAGES):
+        raise NotS3("it answers with a web page")
     try:
         root = ElementTree.fromstring(body)
     except ElementTree.ParseError:

@@ -11,7 +11,7 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -22,6 +22,30 @@ from snapstore.storage.base import check_key
 
 MIN_PART = 5 << 20
 MAX_PART = 5 << 30
+
+_COUNT = "a whole number, 1 or more"
+_SECONDS = "seconds, more than 0"
+_SWITCH = "true or false"
+_TAKES = {
+    "addressing": "path, virtual or auto",
+    "part_size": f"bytes, {MIN_PART} ({MIN_PART >> 20} MiB) or more, and at most {MAX_PART} ({MAX_PART >> 30} GiB)",
+    "encryption": "AES256, aws:kms or aws:kms:dsse",
+    "customer_key": "32 bytes",
+    "tags": "a mapping of strings (in a URL: tags=team%3Dweb%26env%3Dprod)",
+    "requester_pays": _SWITCH,
+    "sign_payload": _SWITCH,
+    "connections": _COUNT,
+    "connect_timeout": _SECONDS,
+    "read_timeout": _SECONDS,
+    "attempts": _COUNT,
+    "deadline": _SECONDS,
+}
+"""What an option takes, as it is told to whoever gave something else; all others take text."""
+_UNVERIFIED = (
+    *("storage_class", "encryption", "kms_key_id", "customer_key", "customer_key_file"),
+    *("tags", "acl", "requester_pays", "bucket_owner"),
+)
+"""Options that a server may ignore, and work."""
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]|arn:[^/?#]+(/[^/?#]+)?")
@@ -95,6 +119,8 @@ class Location(NamedTuple):
 
 def parse(url: str, options: S3Options | None) -> tuple[Location, S3Options]:
     """The place that an ``s3://`` URL names and the options in it, over those given beside it. InvalidInput."""
+    if options is not None and not isinstance(options, S3Options):
+        raise InvalidInput(f"s3= takes S3Options(…), such as S3Options(region=…), not a {type(options).__name__}")
     parts = urlsplit(url)
     if parts.username or parts.password:
         raise InvalidInput("an S3 URL holds no credentials: others can see it; use the environment or a profile")
@@ -105,19 +131,50 @@ def parse(url: str, options: S3Options | None) -> tuple[Location, S3Options]:
         )
     if prefix:
         check_key(prefix)
+    merged = {**(msgspec.structs.asdict(options) if options else {}), **_in_query(parts.query)}
+    return Location(bucket, f"{prefix}/" if prefix else ""), _checked(merged)
+
+
+def _in_query(query: str) -> dict[str, Any]:
+    """The options that stand in a URL, as they stand there."""
+    if not query:
+        return {}
     try:
-        given: dict[str, Any] = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-        if "customer_key" in given:
-            raise InvalidInput("customer_key does not belong into a URL: give customer_key_file, a file that holds it")
-        if "tags" in given:
+        given: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True))
+    except ValueError as error:
+        raise InvalidInput(f"write options as option=value, with & between two of them: {error}") from error
+    if "customer_key" in given:
+        raise InvalidInput("customer_key does not belong into a URL: give customer_key_file, a file that holds it")
+    if "tags" in given:
+        try:
             given["tags"] = dict(parse_qsl(given["tags"], strict_parsing=True))
-        merged = {**(msgspec.structs.asdict(options) if options else {}), **given}
-        return Location(bucket, f"{prefix}/" if prefix else ""), msgspec.convert(merged, S3Options, strict=False)
-    except InvalidInput:
-        raise
-    except (msgspec.ValidationError, ValueError) as error:
+        except ValueError as error:
+            raise InvalidInput(_refused("tags", given["tags"])) from error
+    return given
+
+
+def _checked(given: Mapping[str, Any]) -> S3Options:
+    if unknown := given.keys() - set(S3Options.__struct_fields__):
         known = ", ".join(field for field in S3Options.__struct_fields__ if field != "customer_key")
-        raise InvalidInput(f"the options in {url!r} cannot be used: {error}. Options are {known}") from error
+        raise InvalidInput(f"there is no option {min(unknown)!r}: options are {known}")
+    try:
+        return msgspec.convert(given, S3Options, strict=False)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, InvalidInput):
+            raise error.__cause__ from None  # options that exclude each other
+        found = re.search(r"`\$\.(\w+)", str(error))
+        raise InvalidInput(_refused(found[1], given[found[1]]) if found else f"options: {error}") from error
+
+
+def _refused(option: str, value: Any) -> str:
+    shown = "what was given" if option == "customer_key" else repr(value)
+    return f"{option} is {_TAKES.get(option, 'text')}, not {shown}"
+
+
+def unverified(options: S3Options) -> Sequence[str]:
+    """The options in use of which nobody can tell, from outside, whether the server does as they say."""
+    unused = S3Options()
+    return [name for name in _UNVERIFIED if getattr(options, name) != getattr(unused, name)]
 
 
 def endpoint_of(options: S3Options) -> str | None:

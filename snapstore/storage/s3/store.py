@@ -61,6 +61,7 @@ _PAGE = 1000
 _DELETES_AT_ONCE = 8
 _LISTINGS = 8
 _LONGEST_LINK = timedelta(days=7)
+_UNITS = {"day": timedelta(days=1), "hour": timedelta(hours=1), "minute": timedelta(minutes=1)}
 
 
 class S3Store:
@@ -72,6 +73,7 @@ class S3Store:
         self._endpoint = endpoint_of(self._options)
         self._workers = Workers(_THREADS, "s3")
         self._client: Client | None = None
+        self._ca_bundle: str | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
         self._conditions = self._copies = self._deletes_many = True
@@ -88,6 +90,10 @@ class S3Store:
     def listings(self) -> int:
         return _LISTINGS
 
+    @property
+    def ca_bundle(self) -> str | None:
+        return self._ca_bundle
+
     async def connect(self) -> None:
         await self._connected()
 
@@ -99,6 +105,7 @@ class S3Store:
                 if self._client is None:
                     module = await self._workers.run(importlib.import_module, "snapstore.storage.s3.client")
                     configuration = await self._workers.run(module.read_configuration, self._options)
+                    self._ca_bundle = configuration.ca_bundle
                     self._client = await module.connect(
                         configuration,
                         self._location.bucket,
@@ -241,7 +248,8 @@ class S3Store:
         for failed in answer.get("Errors", ()):
             code, key = failed.get("Code", ""), names.get(failed.get("Key", ""))
             if code not in ("NoSuchKey", "NotFound"):
-                failures.append(StorageError(f"{key!r}: {code} {failed.get('Message', '')}".rstrip(), key))
+                need = ": these credentials need s3:DeleteObject" if code == "AccessDenied" else ""
+                failures.append(StorageError(f"{key!r}: {code} {failed.get('Message', '')}".rstrip() + need, key))
 
     async def _try_to_delete(self, key: str, failures: _Failures) -> None:
         try:
@@ -349,7 +357,7 @@ class S3Store:
     async def download_url(self, key: str, *, expires: timedelta, filename: str) -> str:
         name = self._name(key)
         if not timedelta(seconds=1) <= expires <= _LONGEST_LINK:
-            raise InvalidInput(f"a link to S3 is valid for 1 second to 7 days, not {expires}")
+            raise InvalidInput(f"a link to S3 is valid for 1 second to 7 days, not {_in_words(expires)}")
         if self._options.customer_key or self._options.customer_key_file:
             raise InvalidInput("objects that are encrypted with a key of yours cannot be linked: read them instead")
         if self._options.requester_pays:
@@ -376,6 +384,15 @@ class S3Store:
         inline = len(payload) <= _INLINE
         digest = payload.content_md5() if inline else await self._workers.run(payload.content_md5)
         return {"Body": payload, "ContentMD5": digest}
+
+
+def _in_words(duration: timedelta) -> str:
+    """As one would write it: ``8 days``, ``36 hours``."""
+    for name, unit in _UNITS.items():
+        count, rest = divmod(duration, unit)
+        if count and not rest:
+            return f"{count} {name}{'' if count == 1 else 's'}"
+    return f"{duration.total_seconds():g} seconds"
 
 
 def _may_begin_keys(prefix: str) -> bool:
