@@ -791,14 +791,13 @@ def test_nothing_is_printed_even_where_nobody_configured_logging(tmp_path: Path)
 import asyncio, os, sys
 from pathlib import Path
 from snapstore import SnapStore
-from snapstore.archive.source import Source
 
 async def main(base):
     (base / "app").mkdir()
     (base / "app" / "file").write_text("x")
-    def gone(self, path):
-        raise FileNotFoundError(2, "gone")
-    Source.open_file = gone
+    def fails(*args):
+        raise OSError(5, "I/O error")
+    os.preadv = fails
     async with SnapStore.open(base / "store", index=base / "index.db") as store:
         made = await store.create("blog", base / "app", on_error="skip")
         assert made.warnings == 1, made
