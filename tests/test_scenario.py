@@ -63,7 +63,7 @@ class Place(NamedTuple):
     params=[
         "folder",
         "seaweedfs",
-        *(pytest.param(name, marks=pytest.mark.servers) for name in ("juicefs", "rclone", "moto")),
+        *(pytest.param(name, marks=pytest.mark.servers) for name in ("juicefs", "rclone", "moto", "swift")),
     ]
 )
 def place(
