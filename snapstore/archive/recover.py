@@ -7,7 +7,7 @@ from blake3 import blake3
 from snapstore.archive import frames, toc
 from snapstore.archive.toc import TocHeader
 from snapstore.errors import ArchiveDamaged
-from snapstore.model import Extent
+from snapstore.model import FORMAT, Extent
 
 
 class Recovered(NamedTuple):
@@ -19,6 +19,8 @@ class Recovered(NamedTuple):
     content_size: int
     warnings: int
     """Members that changed while they were read; those that could not be read are in no archive."""
+    end: int
+    """Where its frames end, by its own account; the table of contents follows."""
 
 
 def locate(tail: bytes, size: int) -> Extent | int:
@@ -42,9 +44,15 @@ def recover(frame: bytes) -> Recovered:
     """What the TOC frame tells; slow. ArchiveDamaged."""
     root = blake3(toc.document(frame)).hexdigest()
     contents = toc.parse(frame, root)
+    header = contents.header
+    if header.format != FORMAT:
+        raise ArchiveDamaged(f"its table of contents is of format {header.format}, not {FORMAT}")
+    if header.created_at.tzinfo is None or not 1 < header.created_at.year < 9999:
+        raise ArchiveDamaged("its time of creation has no time zone, or is out of range")
     entries = content_size = warnings = 0
     for member in contents.members():
         entries += 1
         content_size += member.size
         warnings += bool(member.warning)
-    return Recovered(contents.header, root, entries, content_size, warnings)
+    end = sum(frame.entry.size for frame in contents.frames)
+    return Recovered(header, root, entries, content_size, warnings, end)

@@ -24,6 +24,9 @@ _TAG = b"SNAPTOC1"
 MAX_TOC = 1 << 30
 """Bytes of a table of contents, uncompressed, that are written and read at most: some 7 million members."""
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for JSON that it cannot read."""
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -161,7 +164,7 @@ class Frame(NamedTuple):
         """Those that begin in it. ArchiveDamaged where they cannot be parsed."""
         try:
             return self._decode()
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             raise ArchiveDamaged(f"the table of contents cannot be parsed: {error}") from error
 
     def _decode(self) -> Sequence[Member]:
@@ -195,7 +198,7 @@ def parse(frame: bytes, root: str) -> Toc:
     try:
         header = _header_decoder.decode(next(lines))
         parsed = [Frame(_entry_decoder.decode(line), line) for line in lines]
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise ArchiveDamaged(f"the table of contents cannot be parsed: {error}") from error
     _check_frames(parsed)
     return Toc(header, parsed)

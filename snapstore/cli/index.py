@@ -96,7 +96,7 @@ def _tell_salvage(session: Session, report: SalvageReport) -> int:
         )
     if report.snapshots and not report.applied:
         session.out.say("one whose deletion was cut off would come back too: if none was, write them with --yes")
-    if not report.snapshots:
+    if not report.snapshots and not report.problems:
         session.out.say("no archive lacks its metadata")
     session.out.document(report)
     return WARNINGS if report.problems else 0

@@ -149,7 +149,10 @@ class Listing(OpenedStore):
 
     async def _salvage(self, apply: bool) -> SalvageReport:
         await self._syncing.sync(None, None)
-        return await salvage.salvage(self._store, self._catalog, self._limits, apply=apply)
+        report = await salvage.salvage(self._store, self._catalog, self._limits, apply=apply)
+        if apply:
+            await self._syncing.sync(None, None)  # what another one has brought back at the same time
+        return report
 
     async def checkpoint(self, *, progress: ProgressCallback | None = None) -> CheckpointReport:
         """Sync, then write checkpoints into the store: copies of metadata from which an index is rebuilt quickly.

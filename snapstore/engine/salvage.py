@@ -25,7 +25,7 @@ _LARGEST = 1 << 30
 
 async def salvage(store: ObjectStore, catalog: Catalog, limits: Limits, *, apply: bool) -> SalvageReport:
     """Find archives without metadata, and with ``apply`` write what they lack. The caller has just synced."""
-    with closing(Archives(store, catalog)) as archives:
+    with closing(Archives(store, catalog, every=True)) as archives:
         await archives.collect()
         lost = await archives.without_metadata()
     return await _Salvage(store, catalog, limits).run(lost, apply)
@@ -71,6 +71,8 @@ class _Salvage:
         async with self._limits.reading:
             body = await self._store.get(info.key, start=place.offset, size=place.size, if_match=info.etag)
             found = await self._limits.compute.run(recover.recover, body.content)
+        if found.end != place.offset:
+            raise ArchiveDamaged("its table of contents does not follow its frames: some of it is lost")
         snapshot_id = str(UUID(bytes=archive.id))
         if found.header.id != snapshot_id:
             raise ArchiveDamaged(f"its name says {snapshot_id}, its contents {found.header.id}")

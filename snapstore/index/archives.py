@@ -35,9 +35,11 @@ class Archive(NamedTuple):
 class Archives:
     """What `collect` has found in a bucket."""
 
-    def __init__(self, store: ObjectStore, catalog: Catalog) -> None:
+    def __init__(self, store: ObjectStore, catalog: Catalog, *, every: bool = False) -> None:
+        """``every``: all without metadata are found, not only so many as are told of."""
         self._store = store
         self._catalog = catalog
+        self._every = every
         self.unlisted: list[Archive] = []
         """Those of snapshots that the index does not have, `GRACE` old or older."""
         self.oddly_named: list[str] = []
@@ -96,7 +98,8 @@ class Archives:
                     f"{archive.info.key}: its name has {parts} parts, not four: the older system wrote a colon of the"
                     " app's or the label's into it, and does not find it again"
                 )
-            if archive.id not in known and archive.info.modified < limit and len(self.unlisted) < _TOLD:
+            wanted = self._every or len(self.unlisted) < _TOLD
+            if wanted and archive.id not in known and archive.info.modified < limit:
                 self.unlisted.append(archive)
         await self._catalog.workers.run(self._remember, found)
 

@@ -24,6 +24,8 @@ class Catalog:
         self.database = database
         self.workers = workers
         self.store_url = store_url
+        self.logged: set[str] = set()
+        """Objects that lie where metadata belongs and have no id's name, which were logged once."""
 
     @classmethod
     async def open(cls, path: str, store_url: str, workers: Workers) -> "Catalog":
@@ -73,9 +75,10 @@ class Catalog:
         return rows.unpack(found[0][1:]) if found else None
 
     async def which(self, ids: Collection[bytes]) -> set[bytes]:
-        """Those of these ids that are in it."""
+        """Those of these ids whose metadata it has read, be it that this could not be understood."""
         places = ", ".join("?" * len(ids))
-        return {row[0] for row in await self.database.fetch(f"SELECT id FROM snapshot WHERE id IN ({places})", [*ids])}
+        sql = f"SELECT id FROM snapshot WHERE id IN ({places}) UNION ALL SELECT id FROM problem WHERE id IN ({places})"
+        return {row[0] for row in await self.database.fetch(sql, [*ids, *ids])}
 
     async def apps(self) -> list[Count]:
         """Every app, and how many snapshots it has, by name."""

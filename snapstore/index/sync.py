@@ -50,7 +50,7 @@ async def sync(
     mirror = Mirror(catalog.database)
     over, since = await _over(store, mirror, began, recent)
     async with _noting(mirror):
-        walked = _Walk(store, mirror, progress)
+        walked = _Walk(store, mirror, progress, logged=catalog.logged)
         await walk(store, over, walked.compare)
         await walked.look_again()
     await mirror.finish(began, whole=since is None)
@@ -83,7 +83,7 @@ async def fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback 
     mirror = Mirror(catalog.database)
     await checkpoints.load(store, catalog)
     over, _ = await _over(store, mirror, began, None)
-    walked = _Walk(store, mirror, progress, certain=True)
+    walked = _Walk(store, mirror, progress, certain=True, logged=catalog.logged)
     await walk(store, over, walked.compare)
     await mirror.finish(began, whole=True)
     return await walked.report()
@@ -139,15 +139,23 @@ class _Walk:
     """One walk over the bucket: what it does with each piece, and its counts."""
 
     def __init__(
-        self, store: ObjectStore, mirror: Mirror, progress: ProgressCallback | None, *, certain: bool = False
+        self,
+        store: ObjectStore,
+        mirror: Mirror,
+        progress: ProgressCallback | None,
+        *,
+        certain: bool = False,
+        logged: set[str] | None = None,
     ) -> None:
-        """``certain``: a row that is not listed is gone, without asking, since nobody else adds rows."""
+        """``certain``: a row that is not listed is gone, without asking, since nobody else adds rows. ``logged``: names
+        of objects that are no metadata at all, which were logged already."""
         self._store = store
         self._mirror = mirror
         self._progress = progress
         self._certain = certain
         self._reading = asyncio.Semaphore(_AT_ONCE)
         self._started = time.monotonic()
+        self._logged = set() if logged is None else logged
         self._names: list[str] = []
         """Objects that are no metadata at all, by their names."""
         self._changed: set[bytes] = set()
@@ -161,7 +169,8 @@ class _Walk:
         missing = [snapshot_id for snapshot_id in known.etags if snapshot_id not in found]
         gone = missing if self._certain else await self._gone(missing)
         await self._bring(known, wanted, gone)
-        self._snapshots += len(found) - len(wanted)
+        unreadable = known.problems & (found.keys() - set(wanted))  # as they were when they were read
+        self._snapshots += len(found) - len(wanted) - len(unreadable)
         self._tell()
 
     async def read_again(self, ids: Iterable[bytes]) -> None:
@@ -230,7 +239,9 @@ class _Walk:
             snapshot_id = id_of(info)
             if snapshot_id is None:
                 self._names.append(f"{info.key}: its name is no snapshot's id")
-                log.warning("not listed: %s", self._names[-1])
+                if info.key not in self._logged:
+                    self._logged.add(info.key)
+                    log.warning("not listed: %s", self._names[-1])
             else:
                 found[snapshot_id] = info
         return found
