@@ -8,6 +8,7 @@ import typer
 from snapstore.cli.output import count, local_time, shown, size
 from snapstore.cli.session import WARNINGS, Session, command
 from snapstore.cli.times import duration
+from snapstore.errors import InvalidInput
 from snapstore.model import SalvageReport, SyncReport
 
 app = typer.Typer(help="The local label index: a cache of the store's metadata.", no_args_is_help=True)
@@ -56,6 +57,8 @@ async def rebuild(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --from-archives: write it.")] = False,
 ) -> int:
     """Read the index anew from the store's metadata; the old one is used until the new one is complete."""
+    if yes and not from_archives:
+        raise InvalidInput("--yes is for --from-archives: a rebuild changes nothing that needs a yes")
     if from_archives:
         return _tell_salvage(session, await session.store.salvage(apply=yes))
     with session.out.progress() as progress:

@@ -61,6 +61,9 @@ class _Salvage:
             except PreconditionFailed:
                 return  # somebody has just written it
             await self._catalog.put([(snapshot, info.etag)])
+            log.info(
+                "snapshot %s of %s is back: its metadata was made anew from its archive", snapshot.id, snapshot.app
+            )
         self._found.append(snapshot)
 
     async def _recover(self, archive: Archive) -> Snapshot:

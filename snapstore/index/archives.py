@@ -95,8 +95,8 @@ class Archives:
             parts = archive.info.key.count(":") + 1
             if parts != 4 and len(self.oddly_named) < _TOLD:
                 self.oddly_named.append(
-                    f"{archive.info.key}: its name has {parts} parts, not four: the older system wrote a colon of the"
-                    " app's or the label's into it, and does not find it again"
+                    f"{archive.info.key}: its name has {parts} parts, not four (the older system writes the colons of"
+                    " apps' and labels' names into it), so that system does not find it"
                 )
             wanted = self._every or len(self.unlisted) < _TOLD
             if wanted and archive.id not in known and archive.info.modified < limit:
