@@ -76,6 +76,7 @@ def relabelled(body: bytes, labels: Sequence[str]) -> bytes:
 def decode(key: str, body: bytes) -> Snapshot:
     """What the object at ``key`` describes. MetadataInvalid, with what is wrong, for anything else."""
     try:
+        body.decode()  # msgspec does not look into fields that we do not know
         found = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MetadataInvalid(key, f"cannot be understood: {error}") from error

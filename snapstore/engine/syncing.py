@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -57,9 +57,10 @@ class Syncing:
         async with turn(self._catalog.path):
             asked.close()
             mirror = Mirror(self._catalog.database)
-            last = await mirror.last(whole=recent is None)
-            if last is not None and last > asked.latest:
-                # Another process began one after we had asked for it, and has ended it while we waited for our turn.
+            last = await mirror.last(whole=True)
+            if last is not None and asked.latest < last <= datetime.now(UTC):
+                # Another process began a whole one after we had asked, and has ended it while we waited for our turn.
+                # One in the future is of a clock that was ahead, and a recent one may have had a smaller window.
                 return await sync.nothing_done(mirror)
             return await sync.sync(self._store, self._catalog, asked.tell, recent=recent)
 

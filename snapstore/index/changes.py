@@ -27,6 +27,10 @@ async def put(connection: Connection, found: Sequence[Row], checkpoint: int | No
     await connection.executemany(
         "INSERT OR IGNORE INTO label (name) VALUES (?)", {(name,) for row in found for name in row.labels}
     )
+    await connection.executemany(
+        "DELETE FROM snapshot WHERE id = ?1 AND position NOT BETWEEN ?2 AND ?2 + 1000000",  # its time was changed
+        [(row.id, row.position) for row in found],
+    )
     await connection.executemany(_PUT, [(*row[:5], checkpoint) for row in found])
     await connection.executemany(
         "DELETE FROM snapshot_label WHERE position = (SELECT position FROM snapshot WHERE id = ?)",

@@ -36,6 +36,7 @@ _AT_ONCE = 32
 _LARGEST = 256 << 20
 """Bytes of a file beyond which it is not read: ours have about a hundred a snapshot."""
 _CHUNK = 1 << 20
+_LONGEST_LINE = 4 << 20
 _LEVEL = 3
 _GRACE = 24 * 3600.0
 """Seconds for which a superseded checkpoint stays: somebody may be reading it."""
@@ -49,14 +50,17 @@ _encoder = msgspec.json.Encoder()
 async def load(store: ObjectStore, catalog: Catalog) -> None:
     """Bring into a catalog that nobody reads yet all that checkpoints have, for a walk over the bucket to compare."""
     mirror, coverage = Mirror(catalog.database), Coverage(catalog.database)
-    known = {checkpoint.name for checkpoint in await coverage.checkpoints()}
+    known = {checkpoint.name for checkpoint in await coverage.checkpoints() if checkpoint.snapshots}
     for info in await _listed(store):
         if info.key in known or (content := await _read(store, catalog, info)) is None:
             continue
-        number = await coverage.add(info.key, info.modified, ROWS)
+        number = await coverage.add(info.key, info.modified)
+        count = 1  # 0 is for those that were not read to their end
         async with aclosing(_batches(catalog, content)) as batches:
             async for batch in batches:
                 await mirror.apply(0, await catalog.workers.run(_rows_of, batch), checkpoint=number)
+                count += len(batch)
+        await coverage.complete(number, count)
 
 
 async def write(
@@ -96,15 +100,22 @@ class _Writer:
 
     async def learn(self, listed: Sequence[ObjectInfo]) -> None:
         """Take note of what other nodes have written, and of what is gone."""
-        known = {checkpoint.name: checkpoint.number for checkpoint in await self.coverage.checkpoints()}
-        await self.coverage.forget({known[name] for name in known.keys() - {info.key for info in listed}})
+        known = {checkpoint.name: checkpoint for checkpoint in await self.coverage.checkpoints()}
+        await self.coverage.forget({known[name].number for name in known.keys() - {info.key for info in listed}})
+        # Of our own, an answer told the time; all nodes go by that of the listing.
+        await self.coverage.date([(info.modified, info.key) for info in listed])
         for info in listed:
-            if info.key in known or (content := await _read(self._store, self._catalog, info)) is None:
+            if (info.key in known and known[info.key].snapshots) or (
+                content := await _read(self._store, self._catalog, info)
+            ) is None:
                 continue
-            number = await self.coverage.add(info.key, info.modified, ROWS)
+            number = await self.coverage.add(info.key, info.modified)
+            count = 1
             async with aclosing(_batches(self._catalog, content)) as batches:
                 async for batch in batches:
                     await self.coverage.cover(number, await self._catalog.workers.run(_etags_of, batch))
+                    count += len(batch)
+            await self.coverage.complete(number, count)
 
     async def write(self, least: int) -> None:
         counts = dict(await self.coverage.counts())
@@ -147,9 +158,10 @@ class _Writer:
         name, content = await self._catalog.workers.run(file.finish)
         info = await self._store.put(name, content)
         self._now = info.modified or self._now
-        number = await self.coverage.add(name, info.modified or self._now, len(file.etags))
+        number = await self.coverage.add(name, info.modified or self._now)
         for start in range(0, len(file.etags), _BATCH):
             await self.coverage.cover(number, file.etags[start : start + _BATCH])
+        await self.coverage.complete(number, len(file.etags))
         self.written += 1
         if self._progress is not None:
             self._progress(Progress("checkpoint", len(file.etags), 0, len(content), 0))
@@ -259,7 +271,7 @@ def _decoded(content: bytes) -> Iterator[Sequence[_Copy]]:
     for line in _lines(content):
         try:
             batch.append(_decoder.decode(line))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             continue  # of a format that we do not know; its objects are read one by one
         if len(batch) == _BATCH:
             yield batch
@@ -275,6 +287,9 @@ def _lines(content: bytes) -> Iterator[bytes]:
             while piece := reader.read(_CHUNK):
                 *lines, rest = (rest + piece).split(b"\n")
                 yield from lines
+                if len(rest) > _LONGEST_LINE:
+                    log.warning("passed over a checkpoint's rest: it has a line of more than %d bytes", _LONGEST_LINE)
+                    return
     except zstandard.ZstdError as error:
         log.warning("passed over a checkpoint's rest: %s", error)
 

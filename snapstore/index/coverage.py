@@ -16,7 +16,7 @@ class Known(NamedTuple):
     number: int
     name: str
     snapshots: int
-    """Rows that it has, those that are gone or changed since among them."""
+    """Rows that it has, about; 0 as long as they are not all known here."""
 
 
 class Coverage:
@@ -26,18 +26,33 @@ class Coverage:
     async def checkpoints(self) -> Sequence[Known]:
         return [Known(*row) for row in await self._database.fetch("SELECT checkpoint, name, snapshots FROM checkpoint")]
 
-    async def add(self, name: str, modified: float, snapshots: int) -> int:
-        """Remember a checkpoint, and return its number."""
+    async def add(self, name: str, modified: float) -> int:
+        """Remember a checkpoint whose rows will be told, and return its number."""
 
         async def change(connection: Connection) -> None:
             await connection.execute(
-                "INSERT OR IGNORE INTO checkpoint (name, modified, snapshots) VALUES (?, ?, ?)",
-                [name, modified, snapshots],
+                "INSERT OR IGNORE INTO checkpoint (name, modified, snapshots) VALUES (?, ?, 0)", [name, modified]
             )
 
         await self._database.change(change)
         [(number,)] = await self._database.fetch("SELECT checkpoint FROM checkpoint WHERE name = ?", [name])
         return int(number)
+
+    async def complete(self, number: int, snapshots: int) -> None:
+        """All its rows have been told."""
+
+        async def change(connection: Connection) -> None:
+            await connection.execute("UPDATE checkpoint SET snapshots = ? WHERE checkpoint = ?", [snapshots, number])
+
+        await self._database.change(change)
+
+    async def date(self, dates: Sequence[tuple[float, str]]) -> None:
+        """When these were written, by name."""
+
+        async def change(connection: Connection) -> None:
+            await connection.executemany("UPDATE checkpoint SET modified = ? WHERE name = ?", dates)
+
+        await self._database.change(change)
 
     async def forget(self, numbers: Collection[int]) -> None:
         """They are not in the bucket any more."""

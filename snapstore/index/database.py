@@ -5,6 +5,7 @@ holds the write lock, we wait in Python, so that a cancelled caller stops waitin
 """
 
 import asyncio
+import os
 import random
 import sqlite3
 import time
@@ -34,6 +35,9 @@ class Database:
         self._writer: aiosqlite.Connection | None = None
         self._writing = asyncio.Lock()
         self._idle: list[aiosqlite.Connection] = []
+        self._read_file: tuple[int, int] | None = None
+        self._written_file: tuple[int, int] | None = None
+        """What the connections are to: another process may put a new file in the place of a damaged one."""
         self._readers = asyncio.Semaphore(_READERS)
 
     async def aclose(self) -> None:
@@ -52,6 +56,9 @@ class Database:
         """Await ``change(connection)`` in a transaction of its own, once the write lock is ours. CatalogError."""
         deadline = time.monotonic() + _PATIENCE
         async with self._writing:
+            if self._writer is not None and self._there(self._written_file) != self._written_file:
+                old, self._writer = self._writer, None
+                await uninterrupted(old.close())
             while True:
                 if self._writer is None:
                     await uninterrupted(self._add_writer())
@@ -87,19 +94,34 @@ class Database:
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
         async with self._readers:
+            if (there := self._there(self._read_file)) != self._read_file:
+                old, self._idle, self._read_file = self._idle, [], there
+                for other in old:
+                    await uninterrupted(other.close())
             if not self._idle:
                 # Into the pool first: a caller that is cancelled meanwhile leaves the connection to the next.
                 await uninterrupted(self._add_reader())
             connection: aiosqlite.Connection | None = self._idle.pop()
             assert connection is not None
+            file = self._read_file
             try:
                 yield connection
             except sqlite3.DatabaseError as error:
                 connection = await uninterrupted(self._let_go(connection, error))
                 raise unusable(self.path, error) from error
             finally:
-                if connection is not None:
+                if connection is not None and file == self._read_file:
                     self._idle.append(connection)
+                elif connection is not None:
+                    await uninterrupted(connection.close())
+
+    def _there(self, known: tuple[int, int] | None) -> tuple[int, int] | None:
+        """What the path leads to. Where it leads nowhere, or a new file is just being put there, ``known`` serves."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return known
+        return status.st_dev, status.st_ino
 
     async def _let_go(
         self, connection: aiosqlite.Connection, error: sqlite3.DatabaseError
@@ -115,6 +137,7 @@ class Database:
         self._idle.append(await self._connect())
 
     async def _add_writer(self) -> None:
+        self._written_file = self._there(None)
         self._writer = await self._connect()
 
     async def _connect(self) -> aiosqlite.Connection:

@@ -52,6 +52,15 @@ def prepare(path: str, store_url: str) -> None:
                 _prepare(path, store_url)
 
 
+def prepare_aside(path: str, store_url: str) -> None:
+    """`prepare`, for a file that nobody else uses and that need not be kept: what cannot be used is thrown away."""
+    try:
+        _prepare(path, store_url)
+    except (_Damaged, CatalogError):
+        remove(path)
+        _prepare(path, store_url)
+
+
 class _Damaged(Exception):
     """An index of ours that SQLite cannot read."""
 
@@ -156,3 +165,5 @@ def remove(path: str) -> None:
     for suffix in COMPANIONS:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path + suffix)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_mark(path))

@@ -6,16 +6,22 @@ SQLite's online backup (https://www.sqlite.org/backup.html), which a reader meet
 
 import sqlite3
 from contextlib import closing
+from pathlib import Path
+
+from snapstore.index.file import unusable
 
 _PAGES = 8
 """A step's: fewer than an index has, so that the first step is not the last."""
 _PATIENCE = 60.0
 
-_CARRY = (
+_BEFORE = (
     "DELETE FROM snapshot WHERE id IN (SELECT id FROM old.local_change)",
     "INSERT OR IGNORE INTO app (name) SELECT name FROM old.app",
     "INSERT OR IGNORE INTO label (name) SELECT name FROM old.label",
-    # At the first free position from its own on, as it would have been put.
+)
+_CARRY = (
+    # At the first free position from its own on, as it would have been put. One by one: a statement for all of them
+    # would look for free positions before it took one.
     """
     INSERT INTO snapshot (position, id, app, etag, detail)
     SELECT (WITH RECURSIVE taken (p) AS (
@@ -23,15 +29,17 @@ _CARRY = (
                 SELECT p + 1 FROM taken WHERE EXISTS (SELECT 1 FROM main.snapshot WHERE position = p)
             ) SELECT max(p) FROM taken),
            s.id, (SELECT app FROM main.app WHERE name = a.name), s.etag, s.detail
-    FROM old.snapshot s JOIN old.app a USING (app) WHERE s.id IN (SELECT id FROM old.local_change)
+    FROM old.snapshot s JOIN old.app a USING (app) WHERE s.id = ?1
     """,
     """
     INSERT OR IGNORE INTO snapshot_label (label, position)
     SELECT (SELECT label FROM main.label WHERE name = l.name), n.position
     FROM old.snapshot s JOIN old.snapshot_label sl USING (position) JOIN old.label l ON l.label = sl.label
          JOIN main.snapshot n ON n.id = s.id
-    WHERE s.id IN (SELECT id FROM old.local_change)
+    WHERE s.id = ?1
     """,
+)
+_AFTER = (
     "DELETE FROM local_change",
     "INSERT INTO local_change SELECT * FROM old.local_change",
     "UPDATE store SET syncing = (SELECT syncing FROM old.store)",
@@ -39,14 +47,23 @@ _CARRY = (
 
 
 def replace(path: str, successor: str) -> None:
-    """Make the index at ``path`` what the one at ``successor`` is; blocks. sqlite3.DatabaseError.
+    """Make the index at ``path`` what the one at ``successor`` is; blocks. CatalogError.
 
     What calls changed in the old one meanwhile (`changes.note`) is carried over once no further change can come: the
     backup's first step has the write lock until it ends, and takes along what is written to its source.
     """
+    try:
+        _replace(path, successor)
+    except sqlite3.DatabaseError as error:
+        raise unusable(path, error) from error
+
+
+def _replace(path: str, successor: str) -> None:
+    # Where it was deleted, none is made: whoever has it open would not see that one.
+    uri = f"{Path(path).as_uri()}?mode=rw"
     with (
         closing(sqlite3.connect(successor, isolation_level=None, timeout=_PATIENCE)) as source,
-        closing(sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE)) as target,
+        closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_PATIENCE)) as target,
     ):
         source.execute("PRAGMA foreign_keys = ON")
         source.execute("ATTACH ? AS old", [path])
@@ -64,6 +81,11 @@ def replace(path: str, successor: str) -> None:
 
 def _carry(source: sqlite3.Connection) -> None:
     source.execute("BEGIN")  # not at once: that would want to write to the old one too
+    for statement in _BEFORE:
+        source.execute(statement)
+    changed = source.execute("SELECT DISTINCT id FROM old.local_change").fetchall()
     for statement in _CARRY:
+        source.executemany(statement, changed)
+    for statement in _AFTER:
         source.execute(statement)
     source.execute("COMMIT")

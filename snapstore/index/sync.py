@@ -14,9 +14,10 @@ from uuid import UUID
 
 from snapstore import metadata
 from snapstore.aio import run_all, uninterrupted
-from snapstore.errors import CatalogError, MetadataInvalid, ObjectNotFound
+from snapstore.errors import MetadataInvalid, ObjectNotFound
 from snapstore.index import checkpoints, file, replacement, rows
 from snapstore.index.catalog import Catalog
+from snapstore.index.database import Database
 from snapstore.index.mirror import Known, Mirror
 from snapstore.index.rows import Row
 from snapstore.index.walk import PAGE, Span, id_of, spans, walk
@@ -53,6 +54,10 @@ async def sync(
         walked = _Walk(store, mirror, progress, logged=catalog.logged)
         await walk(store, over, walked.compare)
         await walked.look_again()
+        # A call's row may come long after the call changed the bucket: when we and others had been there since.
+        late = _Walk(store, mirror, None)
+        await late.read_again(await mirror.noted())
+        await late.look_again()
     await mirror.finish(began, whole=since is None)
     return await walked.report()
 
@@ -119,11 +124,8 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
 
 async def _open_beside(catalog: Catalog) -> Catalog:
     path = f"{catalog.path}-rebuild"
-    try:
-        return await Catalog.open(path, catalog.store_url, catalog.workers)
-    except CatalogError:
-        await catalog.workers.run(file.remove, path)
-        return await Catalog.open(path, catalog.store_url, catalog.workers)
+    await catalog.workers.run(file.prepare_aside, path, catalog.store_url)
+    return Catalog(Database(path), catalog.workers, catalog.store_url)
 
 
 @asynccontextmanager
