@@ -422,6 +422,45 @@ async def test_an_answer_that_comes_late_does_not_bring_a_deleted_snapshot_back(
     assert await listed(node) == []
 
 
+async def test_a_cancelled_change_waits_for_its_answer_no_longer_than_it_may(
+    node: SnapStore, app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snapstore.aio.TIDY_SECONDS", 0.05)
+    made = await node.create("blog", app)
+    slow = SlowAnswer(monkeypatch)
+    changing = asyncio.create_task(node.relabel(made.id, add=["slow"]))
+    await slow.applied.wait()
+    changing.cancel()
+    async with asyncio.timeout(30):
+        with pytest.raises(asyncio.CancelledError):
+            await changing
+    await node.sync()
+    assert (await node.get(made.id)).labels == ("slow",)
+    assert (await node.relabel(made.id, add=["next"])).labels == ("slow", "next")
+
+
+async def test_a_change_that_waits_for_its_turn_is_cancelled_at_once(
+    folder: Place, node: SnapStore, app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await node.create("blog", app)
+    slow = SlowAnswer(monkeypatch)
+    first = asyncio.create_task(node.relabel(made.id, add=["slow"]))
+    await slow.applied.wait()
+    waiting = [
+        asyncio.create_task(node.relabel(made.id, add=["never"])),
+        asyncio.create_task(node.delete(made.id)),
+    ]
+    await asyncio.sleep(0.05)
+    for task in waiting:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    slow.answer.set()
+    assert (await first).labels == ("slow",)
+    assert await listed(node) == [await first]
+    assert (await folder.fields(made.id))["labels"][0] == "slow"
+
+
 def test_the_command(tmp_path: Path, app: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

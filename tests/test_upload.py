@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 
 from snapstore.aio import Workers, drop, run_all, uninterrupted
+from snapstore.archive.frames import FRAME
+from snapstore.archive.plan import Plan
+from snapstore.engine import parts
+from snapstore.engine.limits import Limits
+from snapstore.engine.writer import Request, SnapshotWriter
 from snapstore.errors import ObjectNotFound, StorageError
 from snapstore.storage.base import Body, Chunks, ObjectInfo, Part, UploadInfo
 from snapstore.storage.local import LocalStore
-from snapstore.storage.upload import MultipartUpload
+from snapstore.storage.upload import MAX_PARTS, MultipartUpload
 
 KEY = "apps/blog.tar.zst"
 
@@ -323,6 +328,91 @@ async def test_a_cancelled_beginning_still_aborts_the_upload_that_the_store_bega
         await sending
     assert store.aborted == 1
     await assert_no_trace(store, 1)
+
+
+async def test_a_cancelled_beginning_does_not_wait_for_ever(store: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snapstore.aio.TIDY_SECONDS", 0.05)
+    asked = asyncio.Event()
+
+    async def silent(key: str) -> str:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    store.create_upload = silent  # type: ignore[method-assign]
+    sending = asyncio.create_task(send(store, 1))
+    await asked.wait()
+    sending.cancel()
+    async with asyncio.timeout(30):
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+    assert store.aborted == 0
+    await assert_no_trace(store, 1)
+
+
+# -- ArchiveUpload -------------------------------------------------------------------------------------------------
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("archive", "part", "sent"),
+    [
+        (0, 8, 3),
+        (70 * GIB, 8, 3),
+        (142 * GIB, 16, 3),
+        (280 * GIB, 32, 3),
+        (370 * GIB, 42, 2),
+        (500 * GIB, 57, 1),
+        (1024 * GIB, 116, 1),
+        (5 * 1024 * GIB, 577, 1),
+    ],
+)
+def test_fewer_parts_are_sent_at_once_where_they_are_larger(archive: int, part: int, sent: int) -> None:
+    size = parts.part_size(archive, 8 * MIB)
+    assert size == part * MIB
+    assert size * MAX_PARTS >= archive
+    assert parts.in_flight(size) == sent
+    assert parts.memory(size) == (sent + 1) * size
+    assert parts.memory(size) <= 128 * MIB or sent == 1
+
+
+@pytest.mark.parametrize(("memory", "sent"), [(0, 1), (200, 1), (300, 2), (400, 3), (1000, 3)])
+async def test_an_archive_sends_no_more_parts_than_its_memory_allows(
+    store: Faulty, monkeypatch: pytest.MonkeyPatch, memory: int, sent: int
+) -> None:
+    monkeypatch.setattr(parts, "_MEMORY", memory)
+    store.open.clear()
+
+    async def write() -> None:
+        async with parts.ArchiveUpload(store, KEY, 100) as upload:
+            for _ in range(20):
+                await upload.write(b"0123456789" * 5)
+            await upload.finish()
+
+    writing = asyncio.create_task(write())
+    while len(store.under_way) < sent:
+        await ticks(1)
+    await ticks(50)
+    assert len(store.under_way) == sent
+    store.open.set()
+    await writing
+    assert store.most == sent
+    assert await content(store) == b"0123456789" * 100
+
+
+async def test_a_snapshot_asks_for_the_memory_of_the_parts_that_it_sends(store: Faulty) -> None:
+    request = Request("blog", "folder", (), (), "fail", 3, None)
+    writer = SnapshotWriter(store, None, Limits(threads=4), None, request)  # type: ignore[arg-type]
+
+    def asked(size: int) -> int:
+        return writer._memory(Plan([], {}, [], size, 0, []))
+
+    frames = 7 * FRAME
+    assert asked(GIB) == frames + 4 * store.part_size
+    assert asked(500 * GIB) == frames + 2 * 57 * MIB < 160 * MIB
+    assert asked(1024 * GIB) == frames + 2 * 116 * MIB  # 10,000 parts do not allow for less
 
 
 # -- Workers -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ The thread asks the event loop for each next piece and waits for it; the loop ne
 """
 
 import asyncio
+import concurrent.futures
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -38,6 +39,19 @@ class _HardLink(Exception):
         self.target = target
 
 
+class _Stop(threading.Event):
+    """Tells the thread to end; set by the loop, which then also gives up the piece that the thread waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pulling: asyncio.Task[bytes] | None = None
+
+    def set(self) -> None:
+        super().set()
+        if self.pulling is not None:
+            self.pulling.cancel()
+
+
 class ForeignReader:
     """Reads one snapshot's archive, without a table of contents."""
 
@@ -48,7 +62,7 @@ class ForeignReader:
         self.snapshot = snapshot
         self._key = snapshot.key
         self._loop = asyncio.get_running_loop()
-        self._stop = threading.Event()
+        self._stop = _Stop()
         self._etag: str | None = None
 
     async def members(self) -> AsyncGenerator[Member, None]:
@@ -115,15 +129,21 @@ class ForeignReader:
         async with aclosing(self._store.stream(self._key, if_match=self._etag)) as stream:
 
             async def pull() -> bytes:
+                if self._stop.is_set():
+                    raise Stopped
+                self._stop.pulling = asyncio.current_task()
                 try:
                     return await anext(stream, b"")
                 except PreconditionFailed as error:
                     raise ArchiveDamaged(f"{self._key!r} was replaced while it was read") from error
+                finally:
+                    self._stop.pulling = None
 
             def read() -> bytes:
-                if self._stop.is_set():
-                    raise Stopped
-                return asyncio.run_coroutine_threadsafe(pull(), self._loop).result()
+                try:
+                    return asyncio.run_coroutine_threadsafe(pull(), self._loop).result()
+                except concurrent.futures.CancelledError:
+                    raise Stopped from None
 
             yield Decompressed(read)
 

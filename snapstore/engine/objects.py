@@ -4,15 +4,18 @@ The order is FORMAT.md's commit protocol: the metadata goes first and comes last
 index follows the bucket.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from snapstore import keys, metadata
-from snapstore.errors import ObjectNotFound, PreconditionFailed, SnapshotNotFound, UnsupportedFormat
+from snapstore.errors import ObjectNotFound, PreconditionFailed, SnapshotNotFound, SnapstoreError, UnsupportedFormat
 from snapstore.index.catalog import Catalog
 from snapstore.model import FORMAT, Snapshot
 from snapstore.storage.base import ObjectStore
+
+log = logging.getLogger("snapstore")
 
 _RELABEL_ATTEMPTS = 8
 
@@ -37,11 +40,16 @@ async def drop_if_gone(store: ObjectStore, catalog: Catalog, snapshot: Snapshot)
 
 
 async def delete(store: ObjectStore, catalog: Catalog, snapshot: Snapshot, key: str | None) -> None:
-    """First it stops existing, then its archive (``key``, where there is one) goes."""
+    """First it stops existing, here and for all nodes, then its archive (``key``, where there is one) goes."""
     await store.delete(keys.metadata_key(snapshot.id))
-    if key is not None:
-        await store.delete(key)
     await catalog.remove([keys.id_bytes(snapshot.id)])
+    if key is None:
+        return
+    try:
+        await store.delete(key)
+    except SnapstoreError:
+        log.warning("snapshot %s is deleted, but its archive %r is not: gc removes it", snapshot.id, key)
+        raise
 
 
 async def relabel(

@@ -12,12 +12,24 @@ from snapstore.storage.upload import MAX_PARTS, MultipartUpload
 IN_FLIGHT = 3
 _MARGIN = 1.1
 """Files may grow between the walk and the read."""
+_MEMORY = 128 << 20
+"""Bytes that parts may hold altogether, before fewer of them are sent at once: what `Limits` give by default."""
 
 
 def part_size(archive_size: int, at_least: int) -> int:
     """Bytes a part, so that an archive of about this size has fewer than 10,000; whole MiB where more are needed."""
     needed = int(archive_size * _MARGIN) // MAX_PARTS
     return max(at_least, -(-needed >> 20) << 20)
+
+
+def in_flight(size_of_part: int) -> int:
+    """How many parts of this size are sent at once: fewer where they had to grow for the sake of a large archive."""
+    return max(1, min(IN_FLIGHT, _MEMORY // size_of_part - 1))
+
+
+def memory(size_of_part: int) -> int:
+    """Bytes in parts: those being sent, and the one that is being filled."""
+    return (in_flight(size_of_part) + 1) * size_of_part
 
 
 class ArchiveUpload:
@@ -27,7 +39,7 @@ class ArchiveUpload:
         self._store = store
         self._key = key
         self._size_of_part = size_of_part
-        self._multipart = MultipartUpload(store, key, in_flight=IN_FLIGHT)
+        self._multipart = MultipartUpload(store, key, in_flight=in_flight(size_of_part))
         self._chunks: list[bytes] = []
         self._filled = 0
         self._number = 0

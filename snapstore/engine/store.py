@@ -3,13 +3,14 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from snapstore import keys
-from snapstore.aio import run_all, uninterrupted
+from snapstore.aio import ended, run_all
 from snapstore.archive.attributes import Policy
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import LEVEL
@@ -72,8 +73,11 @@ class SnapStore(Listing):
 
         ``labels`` are ``key:value`` strings. ``exclude`` takes patterns in gitignore syntax, after those of the
         folder's own ``.snapignore``. With ``on_error="fail"`` a member that vanished or cannot be read raises
-        SourceUnreadable; with ``"skip"`` it is left out and reported. ``level`` is zstd's, 1 to 19. When this raises,
-        cancellation included, no snapshot was made.
+        SourceUnreadable; with ``"skip"`` it is left out and reported. ``level`` is zstd's, 1 to 19.
+
+        When this raises, cancellation included, no snapshot was made. Only where the store did not answer at the very
+        end may a whole one appear in it all the same, or an archive without metadata stay, which gc removes; that is
+        logged.
 
         Raises InvalidInput, SourceNotFound, SourceUnreadable.
         """
@@ -202,11 +206,14 @@ class SnapStore(Listing):
         def change(labels: Sequence[str]) -> Sequence[str]:
             return objects.changed_labels(labels, added, removed, others)
 
-        work = objects.relabel(self._store, self._catalog, snapshot, change)
-        return await self._calls.run(uninterrupted(self._in_turn(snapshot, work)))
+        work = partial(objects.relabel, self._store, self._catalog, snapshot, change)
+        return await self._calls.run(self._in_turn(snapshot, work))
 
     async def delete(self, snapshot_id: str) -> Snapshot:
-        """Delete a snapshot (a prefix of its id, or ``APP@latest``, do here too), and return what it was."""
+        """Delete a snapshot (a prefix of its id, or ``APP@latest``, do here too), and return what it was.
+
+        Where only its archive cannot be removed, this raises, but the snapshot is gone: gc removes the archive.
+        """
         snapshot = await self.get(snapshot_id)
         await self._calls.run(self._delete(snapshot))
         return snapshot
@@ -223,13 +230,17 @@ class SnapStore(Listing):
             key = (await self._with_key(snapshot)).key
         except SnapshotNotFound:
             key = None  # the older system left metadata without an archive
-        work = objects.delete(self._store, self._catalog, snapshot, key)
-        await uninterrupted(self._in_turn(snapshot, work))
+        work = partial(objects.delete, self._store, self._catalog, snapshot, key)
+        await self._in_turn(snapshot, work)
 
-    async def _in_turn(self, snapshot: Snapshot, change: Coroutine[Any, Any, T]) -> T:
-        """One change of a snapshot at a time: else an answer that comes late writes an older state into the index."""
+    async def _in_turn(self, snapshot: Snapshot, change: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """One change of a snapshot at a time: else an answer that comes late writes an older state into the index.
+
+        A change that has begun ends by itself when it is cancelled, its update of the index included, if the store
+        answers soon enough. Otherwise nobody knows what the store has done, and the next sync finds out.
+        """
         async with self._changing.setdefault(snapshot.id, asyncio.Lock()):
-            return await change
+            return await ended(change())
 
     @asynccontextmanager
     async def _reading(self, snapshot: Snapshot) -> AsyncIterator[ArchiveReader | ForeignReader]:

@@ -114,5 +114,7 @@ class Syncing:
                 if str(error) != told:  # once, and not again until it is something else
                     log.warning("the index was not brought up to date: %s", error)
                 told = str(error)
+            except Exception:
+                log.exception("the index was not brought up to date")
             # Not all nodes of a fleet at once.
             await asyncio.sleep(seconds * random.uniform(0.9, 1.1))

@@ -24,15 +24,18 @@ from snapstore.archive.plan import Plan, make_plan
 from snapstore.archive.source import Source
 from snapstore.archive.toc import TocBuilder, Trailer
 from snapstore.engine.limits import Limits
-from snapstore.engine.parts import IN_FLIGHT, ArchiveUpload, part_size
+from snapstore.engine.parts import ArchiveUpload, memory, part_size
+from snapstore.errors import AccessDenied, BadCredentials, PreconditionFailed, StorageFull
 from snapstore.index.catalog import Catalog
 from snapstore.model import FORMAT, OnError, Progress, ProgressCallback, Snapshot, SnapshotReport
-from snapstore.storage.base import ObjectStore
+from snapstore.storage.base import ObjectInfo, ObjectStore
 
 log = logging.getLogger("snapstore")
 
 _BYTES_A_MEMBER = 2048
 """Headers and line in the table of contents, generously: to choose the size of parts, and to ask for memory."""
+_REFUSED = (AccessDenied, BadCredentials, PreconditionFailed, StorageFull)
+"""After these the store has not done it, and will not do it later."""
 
 
 class Request(NamedTuple):
@@ -48,7 +51,7 @@ class Request(NamedTuple):
 
 
 class SnapshotWriter:
-    """Makes one snapshot, or leaves no trace of it."""
+    """Makes one snapshot, or leaves no trace of it, but for what the store may still do without having answered."""
 
     def __init__(
         self, store: ObjectStore, catalog: Catalog, limits: Limits, index_label: str | None, request: Request
@@ -67,6 +70,8 @@ class SnapshotWriter:
         self._source: Source | None = None
         self._buffers = Buffers()
         self._uploading = self._committing = False
+        self._unclear = False
+        """Whether the store may still be given the metadata by a request of ours that it has not answered."""
 
     async def _plan(self) -> Plan:
         """What the folder holds; the store is made ready meanwhile."""
@@ -119,7 +124,7 @@ class SnapshotWriter:
     def _memory(self, plan: Plan) -> int:
         """Bytes that may be in buffers at once: every frame and part under way, or the whole folder if that is less."""
         size = _archive_size(plan)
-        under_way = (self._depth + 2) * FRAME + (IN_FLIGHT + 1) * part_size(size, self._store.part_size)
+        under_way = (self._depth + 2) * FRAME + memory(part_size(size, self._store.part_size))
         return min(under_way, 2 * size + (1 << 20))
 
     @property
@@ -195,23 +200,46 @@ class SnapshotWriter:
     async def _commit(self, snapshot: Snapshot) -> None:
         """Now the snapshot exists: its metadata, then its row in the index."""
         self._committing = True
-        put = self._store.put(keys.metadata_key(self._id), metadata.encode(snapshot), if_none_match=True)
-        info = await ended(put)
+        info = await ended(self._put_metadata(snapshot))
         await self._catalog.put([(snapshot, info.etag)])
 
+    async def _put_metadata(self, snapshot: Snapshot) -> ObjectInfo:
+        self._unclear = True
+        try:
+            info = await self._store.put(keys.metadata_key(self._id), metadata.encode(snapshot), if_none_match=True)
+        except _REFUSED:
+            self._unclear = False
+            raise
+        self._unclear = False
+        return info
+
     async def undo(self) -> None:
-        """Remove whatever was made. The order is that of a delete: what is listed always has its archive."""
+        """Remove whatever was made. The order is that of a delete: what is listed always has its archive.
+
+        Metadata that the store was sent, and did not answer, may still arrive there after it was deleted. The archive
+        stays then: a whole snapshot that nobody expects does less harm than one that is listed and cannot be restored.
+        """
+        left = "it may still be listed, whole"
         try:
             async with asyncio.timeout(TIDY_SECONDS):
                 if self._committing:
                     await self._store.delete(keys.metadata_key(self._id))
-                if self._uploading:
-                    await self._store.delete(self._key)
-                if self._committing:
+                    left = "the next sync drops it from the index, and gc removes its archive"
                     await self._catalog.remove([keys.id_bytes(self._id)])
+                left = "gc removes its archive"
+                if self._uploading and not self._unclear:
+                    await self._store.delete(self._key)
         except Exception as failure:
-            # The error that brought us here matters more. An archive without metadata is garbage, which gc removes.
-            log.warning("could not remove what is left of snapshot %s: %s", self._id, failure)
+            # The error that brought us here matters more.
+            reason = str(failure) or "the store does not answer"
+            log.warning("could not take all of snapshot %s back (%s): %s", self._id, left, reason)
+            return
+        if self._unclear:
+            log.warning(
+                "the store has not told whether it takes the metadata of snapshot %s: either it will be listed, whole,"
+                " or gc removes its archive",
+                self._id,
+            )
 
 
 def _archive_size(plan: Plan) -> int:

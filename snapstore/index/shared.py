@@ -4,12 +4,15 @@ Whoever asks while one is under way shares the next: the one that runs may have 
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from snapstore.aio import drop
 from snapstore.model import Progress, ProgressCallback
+
+log = logging.getLogger("snapstore")
 
 T = TypeVar("T")
 
@@ -32,9 +35,17 @@ class Asked:
         """The work begins: nobody shares it from now on."""
         self.closed = True
 
+    def leave(self, listener: ProgressCallback | None) -> None:
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
     def tell(self, progress: Progress) -> None:
-        for listener in self._listeners:
-            listener(progress)
+        for listener in tuple(self._listeners):
+            try:
+                listener(progress)
+            except Exception:  # which is its owner's, and must not end what others share
+                log.exception("a progress callback failed, and is not called any more")
+                self.leave(listener)
 
 
 class Shared(Generic[T]):
@@ -55,6 +66,7 @@ class Shared(Generic[T]):
         try:
             return await asyncio.shield(run.task)
         finally:
+            run.asked.leave(listener)
             run.users -= 1
             if run.users == 0:
                 run.asked.close()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from types import TracebackType
 
-from snapstore.aio import TIDY_SECONDS, drop, uninterrupted
+from snapstore.aio import TIDY_SECONDS, drop, ended, uninterrupted
 from snapstore.errors import SnapstoreError
 from snapstore.storage.base import Chunks, ObjectInfo, ObjectStore, Part
 
@@ -30,13 +30,14 @@ class MultipartUpload:
     async def part(self, number: int, body: Chunks) -> None:
         """Send a part, once fewer than ``in_flight`` others are under way; an earlier one's error comes out here."""
         if self._upload_id is None:
-            self._upload_id = await uninterrupted(self._begin())
+            self._upload_id = await ended(self._begin())
         while len(self._sending) >= self._in_flight:
             await self._collect(asyncio.FIRST_COMPLETED)
         self._sending.add(asyncio.create_task(self._store.upload_part(self._key, self._upload_id, number, body)))
 
     async def _begin(self) -> str:
-        # Kept here, not by the caller: one that is cancelled while the store answers would never learn the id.
+        # Kept here, not by the caller: one that is cancelled while the store answers would never learn the id. Where
+        # that takes too long nobody does, and gc removes what was begun.
         self._upload_id = await self._store.create_upload(self._key)
         return self._upload_id
 

@@ -18,7 +18,7 @@ class Unsupported(StorageError):
 
 
 class NotS3(Exception):
-    """The answer is a web page."""
+    """A success that lacks what S3's have: something else answers there, a web server for instance."""
 
 
 def bare(etag: str) -> str:

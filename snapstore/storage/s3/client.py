@@ -24,11 +24,11 @@ from aiobotocore.session import AioSession
 from botocore import exceptions as boto
 
 import snapstore
-from snapstore.errors import InvalidInput, StorageUnavailable, reason_of
+from snapstore.errors import InvalidInput, StorageError, StorageUnavailable, reason_of
 from snapstore.storage.s3 import errors
 from snapstore.storage.s3.answers import NotS3
 from snapstore.storage.s3.download import Download
-from snapstore.storage.s3.listing import EntriesReader, parse_time
+from snapstore.storage.s3.listing import ENTRIES, EntriesReader, parse_time
 from snapstore.storage.s3.options import S3Options, customer_key
 from snapstore.storage.s3.transport import Transport
 
@@ -64,9 +64,19 @@ class Client:
         try:
             async with self.deadline(operation, key, len(parameters.get("Body", b""))):
                 answer: dict[str, Any] = await method(Bucket=self._bucket, **{**extras, **parameters})
+                self._check(operation, key, answer)
                 return answer
         except (boto.BotoCoreError, boto.ClientError, NotS3) as error:
             raise errors.translate(error, operation, key, self._store, self._options.read_timeout) from error
+
+    def _check(self, operation: str, key: str | None, answer: Mapping[str, Any]) -> None:
+        for field in _FIELDS.get(operation, ()):
+            if answer.get(field) in (None, ""):
+                if "Body" in answer:
+                    answer["Body"].close()
+                raise StorageError(
+                    f"{self._store} does not answer {operation} as S3 does (no {field}): check the endpoint", key
+                )
 
     def download(self, name: str, key: str, start: int, size: int | None, if_match: str | None) -> Download:
         """A range of the object ``name`` (with its prefix); ``key`` is for errors."""
@@ -111,6 +121,18 @@ _METHODS = {
     "UploadPart": "upload_part",
     "UploadPartCopy": "upload_part_copy",
 }
+
+
+_FIELDS = {
+    "CompleteMultipartUpload": ["ETag"],
+    "CreateMultipartUpload": ["UploadId"],
+    "GetObject": ["ETag"],
+    "HeadObject": ["ETag", "ContentLength", "LastModified"],
+    "ListObjectsV2": [ENTRIES],
+    "PutObject": ["ETag"],
+    "UploadPart": ["ETag"],
+}
+"""What we need of an answer, and what every S3 server gives; a copied part is looked at by `S3Store`."""
 
 
 class Configuration(NamedTuple):

@@ -48,16 +48,19 @@ class Download:
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Its bytes, in pieces of at most 1 MiB."""
-        failures = 0
+        failures, since = 0, self._position
         while True:
             answer = await self._ask()
             body = answer["Body"]
             try:
-                while piece := await body.read(_PIECE):
+                # No further than was asked for: some servers do not know ranges, and send all that there is.
+                while (wanted := self._wanted()) and (piece := await body.read(wanted)):
                     self._position += len(piece)
-                    failures = 0
+                    if self._position - since >= _PIECE:
+                        # Not for less: a body that is cut after every byte would be asked for as often as it has bytes.
+                        failures, since = 0, self._position
                     yield piece
-                if self._end is None or self._position >= self._end:
+                if not wanted:
                     return
                 cut: BaseException | None = None
             except _CUT as error:
@@ -70,6 +73,11 @@ class Download:
                     f"{self._key!r} was cut short at byte {self._position} again and again: try again later", self._key
                 ) from cut
             await asyncio.sleep(random.random() * min(2 ** (failures - 1), _LONGEST_PAUSE))
+
+    def _wanted(self) -> int:
+        """How many bytes the next piece may have; 0 at the end."""
+        assert self._end is not None  # known since the first answer
+        return max(0, min(_PIECE, self._end - self._position))
 
     async def _ask(self) -> dict[str, Any]:
         """What is still missing, from the version that was begun with."""
@@ -98,7 +106,7 @@ class Download:
                 raise StorageError(f"{self._key!r} was replaced while it was read", self._key)
             raise PreconditionFailed(self._key)
         self.etag = etag
-        first, last = _place(answer)
+        first, last = self._place(answer)
         if first != self._position:
             raise StorageError(f"the store answers a request for a part of {self._key!r} with another one", self._key)
         if not self._begun:
@@ -106,11 +114,15 @@ class Download:
             self._end = last if self._end is None else min(self._end, last)
         self._begun = True
 
-
-def _place(answer: dict[str, Any]) -> tuple[int, int]:
-    """Where the body begins in the object, and the byte after its last."""
-    unit, _, place = answer.get("ContentRange", "").partition(" ")
-    if unit == "bytes":
-        first, _, last = place.partition("/")[0].partition("-")
-        return int(first), int(last) + 1
-    return 0, int(answer["ContentLength"])
+    def _place(self, answer: dict[str, Any]) -> tuple[int, int]:
+        """Where the body begins in the object, and the byte after its last."""
+        unit, _, place = answer.get("ContentRange", "").partition(" ")
+        try:
+            if unit == "bytes":
+                first, _, last = place.partition("/")[0].partition("-")
+                return int(first), int(last) + 1
+            return 0, int(answer["ContentLength"])
+        except (KeyError, ValueError) as error:
+            raise StorageError(
+                f"the store does not tell which bytes of {self._key!r} it answers with", self._key
+            ) from error

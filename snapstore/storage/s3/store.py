@@ -136,13 +136,7 @@ class S3Store:
         if self._conditions and if_match is not None:
             conditions["IfMatch"] = quoted(if_match)
         try:
-            answer = await self._call("PutObject", key, **parameters, **conditions)
-        except Unsupported:
-            if not conditions:
-                raise
-            log.info("%s knows no conditional writes: going on without", self.url)
-            self._conditions = False
-            answer = await self._call("PutObject", key, **parameters)
+            answer = await self._put(key, parameters, conditions)
         except ObjectNotFound as error:
             raise PreconditionFailed(key) from error  # If-Match on what is not there
         except PreconditionFailed:
@@ -151,6 +145,22 @@ class S3Store:
                 return ours
             raise
         return ObjectInfo(key, len(body), bare(answer["ETag"]), time_of(answer))
+
+    async def _put(self, key: str, parameters: dict[str, Any], conditions: dict[str, Any]) -> dict[str, Any]:
+        """With the conditions; without them where the server says twice that it does not know them."""
+        for last in (False, True):
+            try:
+                return await self._call("PutObject", key, **parameters, **conditions)
+            except Unsupported:
+                if not conditions:
+                    raise
+                # One such answer may have been a proxy's, in passing: conditions are not given up for that.
+                if last:
+                    break
+        answer = await self._call("PutObject", key, **parameters)
+        log.warning("%s knows no conditional writes: going on without, the last of several writers wins", self.url)
+        self._conditions = False
+        return answer
 
     async def _written(self, key: str, body: bytes) -> ObjectInfo | None:
         """What is there, if that is ``body``: then an earlier attempt was applied, and its answer lost."""
@@ -212,10 +222,9 @@ class S3Store:
                 for found in answer.get(ENTRIES, ())
                 if not found.key.endswith("/")  # a folder, as consoles and some servers make them
             ]
-            token = answer.get("NextContinuationToken")
-            if not answer.get("IsTruncated") or not token:
+            if not answer.get("IsTruncated"):
                 return
-            parameters["ContinuationToken"] = token
+            parameters |= self._next(answer, parameters, "ContinuationToken")
 
     async def delete(self, key: str) -> None:
         try:
@@ -349,10 +358,10 @@ class S3Store:
                 for found in answer.get("Uploads", ())
                 if found["Key"].startswith(ours)
             ]
-            marker = answer.get("NextKeyMarker")
-            if not answer.get("IsTruncated") or not marker:
+            if not answer.get("IsTruncated"):
                 return
-            parameters |= {"KeyMarker": marker, "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
+            # SeaweedFS gives the one of the two alone, and goes on by that.
+            parameters = {"Prefix": ours, **self._next(answer, parameters, "KeyMarker", "UploadIdMarker")}
 
     async def download_url(self, key: str, *, expires: timedelta, filename: str) -> str:
         name = self._name(key)
@@ -378,6 +387,13 @@ class S3Store:
 
     async def _call(self, operation: str, key: str | None, **parameters: Any) -> dict[str, Any]:
         return await (await self._connected()).call(operation, key, **parameters)
+
+    def _next(self, answer: dict[str, Any], asked: dict[str, Any], *markers: str) -> dict[str, str]:
+        """Where the rest of a listing begins: one that ended here unnoticed would pass for all that there is."""
+        found = {marker: answer[f"Next{marker}"] for marker in markers if answer.get(f"Next{marker}")}
+        if not found or found.items() <= asked.items():
+            raise StorageError(f"{self.url} gives a listing in part, and not how it goes on (no new Next{markers[0]})")
+        return found
 
     async def _payload(self, chunks: Chunks) -> dict[str, Any]:
         payload = Payload(chunks)
