@@ -67,10 +67,12 @@ from snapstore.model import (
     SnapshotReport,
     SyncReport,
 )
+from snapstore.operation import add_fields
 from snapstore.storage.s3.options import S3Options
 
 # A library leaves logging to its service; without this, warnings of an unconfigured one would go to stderr.
 logging.getLogger("snapstore").addHandler(logging.NullHandler())
+logging.getLogger("snapstore").addFilter(add_fields)
 
 __version__ = "0.1.0"
 

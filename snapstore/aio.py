@@ -6,6 +6,7 @@ buffers it holds. Here a cancelled caller learns of it only when the thread has 
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import sys
 import threading
@@ -42,7 +43,9 @@ class Workers:
         When cancelled, a job that has not begun is dropped and one that has begun is waited for; jobs are therefore
         short, or have a flag that makes them end early.
         """
-        began = self._pool.submit(job, *args, **kwargs)
+        # With the caller's context: what is logged in the thread is said to be of the caller's operation.
+        context = contextvars.copy_context()
+        began = self._pool.submit(lambda: context.run(job, *args, **kwargs))
         future = asyncio.wrap_future(began)
         try:
             return await asyncio.shield(future)

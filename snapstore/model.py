@@ -75,6 +75,10 @@ class SnapshotReport(Snapshot, frozen=True, kw_only=True):
     sockets: int = 0
     """Sockets are never kept; this many were left out."""
     seconds: float = 0.0
+    requests: int = 0
+    """Sent over a network, repetitions included, where that was counted."""
+    retries: int = 0
+    """How many of the requests were repetitions."""
 
 
 class Caps(msgspec.Struct, frozen=True):
@@ -95,6 +99,10 @@ class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     skipped: tuple[str, ...] = ()
     """What was not restored as it was, a sentence each: devices, bits and attributes that were not allowed here."""
+    requests: int = 0
+    """Sent over a network, repetitions included, where that was counted."""
+    retries: int = 0
+    """How many of the requests were repetitions."""
 
 
 class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):

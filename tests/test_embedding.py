@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import zstandard
 from snapstore import (
     InvalidInput,
     Limits,
+    MemberNotFound,
     Progress,
     SnapshotNotFound,
     SnapStore,
@@ -490,9 +492,29 @@ async def test_a_delete_that_is_cancelled_leaves_what_is_listed_whole(house: Hou
 async def test_iterations_that_are_left_hold_nothing(house: House) -> None:
     for listing in (house.store.members(house.snapshot_id), house.store.read(house.snapshot_id, "big")):
         assert await anext(aiter(listing))
-        await listing.aclose()  # type: ignore[attr-defined]
+        await listing.aclose()
     house.check_process()
     assert house.store._limits.reading._value == 8
+
+
+async def test_a_file_says_how_much_reading_it_gives(store: SnapStore, tmp_path: Path) -> None:
+    """In archives of our own, and in those that others made."""
+    make_foreign(tmp_path)
+    await store.create("ours", tmp_path / "app")
+    await store.sync()
+    for app in ("ours", "blog"):
+        for path in ("big", "hard", "deep/0"):
+            content = b"".join([piece async for piece in store.read(f"{app}@latest", path)])
+            assert (await store.member(f"{app}@latest", path)).size == len(content)
+        for path in ("deep", "soft", "missing"):
+            with pytest.raises(MemberNotFound):
+                await store.member(f"{app}@latest", path)
+
+
+async def test_moments_without_a_time_zone_are_refused(store: SnapStore) -> None:
+    for since, until in [(datetime(2026, 1, 1), datetime.now(UTC)), (None, datetime(2026, 1, 1))]:
+        with pytest.raises(InvalidInput, match="time zone"):
+            await store.page(since=since, until=until)
 
 
 async def test_two_snapshots_of_one_app_at_once_are_both_made(store: SnapStore, tmp_path: Path) -> None:
@@ -715,6 +737,37 @@ async def test_closing_ends_the_calls_that_still_run(tmp_path: Path, monkeypatch
         assert [name for name in left if name != "_metadata"] == []
         assert not list((tmp_path / "store" / ".snapstore" / "uploads").iterdir())
     assert at > 3
+
+
+@pytest.mark.usefixtures("traceless")
+async def test_an_iteration_under_way_ends_within_the_grace_time(tmp_path: Path) -> None:
+    make_app(tmp_path / "app")
+    store = await SnapStore.open(tmp_path / "store", index=tmp_path / "index.db")
+    made = await store.create("blog", tmp_path / "app")
+    reading, others = store.read(made.id, "big"), store.members(made.id)
+    pieces, members = [await anext(reading)], [await anext(others)]
+    closing = asyncio.create_task(store.aclose(grace=30))
+    await settle()
+    pieces += [piece async for piece in reading]
+    assert b"".join(pieces) == (tmp_path / "app" / "big").read_bytes()
+    with pytest.raises(StoreClosed):
+        await store.page()
+    assert not closing.done()
+    members += [member async for member in others]
+    assert len(members) == made.entries
+    await closing
+
+
+@pytest.mark.usefixtures("traceless")
+async def test_an_iteration_that_nobody_goes_on_with_ends_with_the_grace_time(tmp_path: Path) -> None:
+    make_app(tmp_path / "app")
+    store = await SnapStore.open(tmp_path / "store", index=tmp_path / "index.db")
+    made = await store.create("blog", tmp_path / "app")
+    reading = store.read(made.id, "big")
+    await anext(reading)
+    await store.aclose(grace=0.05)
+    with pytest.raises(StoreClosed):
+        await anext(reading)
 
 
 async def test_closing_does_not_wait_for_a_thread_that_waits_for_the_loop(tmp_path: Path) -> None:

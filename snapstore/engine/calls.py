@@ -6,7 +6,7 @@ it by StoreClosed; and a caller that is cancelled has its call cancelled, and wa
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from snapstore.aio import drop, uninterrupted
@@ -18,10 +18,10 @@ T = TypeVar("T")
 class Calls:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
-        self._waiting = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._closed = False
+        self._callers = _Count()
+        self._iterations = _Count()
+        """Those that have given an item, whether their next one is asked for now or not."""
+        self._closed = self._over = False
 
     async def run(
         self, work: Coroutine[Any, Any, T], *, undo: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -30,13 +30,21 @@ class Calls:
 
         ``undo`` takes back work that was done in the very instant in which its caller was cancelled.
         """
-        if self._closed:
+        self._check(work, self._closed)
+        return await self._run(work, undo)
+
+    @staticmethod
+    def _check(work: Coroutine[Any, Any, T], closed: bool) -> None:
+        if closed:
             work.close()
             raise StoreClosed("the store is closed")
+
+    async def _run(
+        self, work: Coroutine[Any, Any, T], undo: Callable[[], Coroutine[Any, Any, None]] | None = None
+    ) -> T:
         task = asyncio.create_task(work)
         self._running.add(task)
-        self._waiting += 1
-        self._idle.clear()
+        self._callers.add(1)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -49,24 +57,50 @@ class Calls:
             raise
         finally:
             self._running.discard(task)
-            self._waiting -= 1
-            if self._waiting == 0:
-                self._idle.set()
+            self._callers.add(-1)
 
     async def each(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """The items, each awaited as `run` does."""
+        """The items, each awaited as `run` does. All of them are one call, which a closing lets come to its end."""
         end = object()
+        begun = 0
         async with aclosing(items):
-            while (item := await self.run(_next(items, end))) is not end:
-                yield item  # type: ignore[misc]
+            try:
+                while True:
+                    work = _next(items, end)
+                    self._check(work, self._over if begun else self._closed)
+                    if (item := await self._run(work)) is end:
+                        return
+                    if not begun:
+                        begun = 1
+                        self._iterations.add(1)
+                    yield item  # type: ignore[misc]
+            finally:
+                self._iterations.add(-begun)
 
     async def close(self, grace: float) -> None:
         """Refuse new calls, let those under way end within ``grace`` seconds, then cancel them; wait for all."""
         self._closed = True
-        if self._running and grace > 0:
-            await asyncio.wait(self._running, timeout=grace)
+        if grace > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._iterations.none.wait()
+                    await self._callers.none.wait()
+        self._over = True
         await drop(self._running)
-        await self._idle.wait()  # until each caller has taken back what it has to
+        await self._callers.none.wait()  # until each caller has taken back what it has to
+
+
+class _Count:
+    """How many there are, and an event for when there is none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.none = asyncio.Event()
+        self.none.set()
+
+    def add(self, change: int) -> None:
+        self._count += change
+        (self.none.clear if self._count else self.none.set)()
 
 
 async def _next(items: AsyncGenerator[T, None], end: object) -> T | object:

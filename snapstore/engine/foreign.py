@@ -72,6 +72,21 @@ class ForeignReader:
                 for member in batch:
                     yield member
 
+    async def member(self, path: str) -> Member:
+        """The file ``path``, or the one that it is a hard link to: it stands before it, so that takes a second pass."""
+        wanted = clean_path(path)
+        for _ in range(2):
+            found = None
+            async with aclosing(self.members()) as members:
+                async for member in members:
+                    found = member if member.path == wanted else found
+            if found is None or found.type not in ("f", "h"):
+                break
+            if found.type == "f":
+                return found
+            wanted = found.link
+        raise MemberNotFound(path, self.snapshot.id)
+
     async def read(self, path: str, start: int, size: int | None) -> AsyncGenerator[bytes, None]:
         """A file's content from ``start``, in pieces of up to 1 MiB."""
         wanted = clean_path(path)

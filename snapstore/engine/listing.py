@@ -1,6 +1,6 @@
 """What a store answers from its index alone, and how the index is kept equal to the store."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import datetime, timedelta
 
 from snapstore.engine import salvage
@@ -62,7 +62,7 @@ class Listing(OpenedStore):
         limit: int | None = None,
         cursor: str | None = None,
         fresh: bool = False,
-    ) -> AsyncIterator[Snapshot]:
+    ) -> AsyncGenerator[Snapshot, None]:
         """Snapshots, newest first, from the local index alone.
 
         Of any of ``apps``, with all ``labels`` (``key:value``, or ``key`` for any value), taken at ``since`` or later
@@ -98,6 +98,9 @@ class Listing(OpenedStore):
         """One page of what `list` gives, with the cursor of the next, which stays right while snapshots come and go."""
         if not 1 <= limit <= _MAX_PAGE:
             raise InvalidInput(f"limit is 1 to {_MAX_PAGE}, not {limit}")
+        for name, moment in (("since", since), ("until", until)):
+            if moment is not None and moment.utcoffset() is None:
+                raise InvalidInput(f"{name} has no time zone: give one, as in datetime.now(timezone.utc)")
         if since is not None and until is not None and since > until:
             raise InvalidInput("`since` is later than `until`: exchange them")
         if fresh:

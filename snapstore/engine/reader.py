@@ -51,6 +51,13 @@ class ArchiveReader:
             for member in await self._limits.compute.run(_members_of, frame):
                 yield member
 
+    async def member(self, path: str) -> Member:
+        """The file ``path``, or the one that it is a hard link to."""
+        async with self._limits.reading:
+            contents = await self._contents()
+        member, _ = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)
+        return member
+
     async def read(self, path: str, start: int, size: int | None) -> AsyncGenerator[bytes, None]:
         """A file's content from ``start``, in pieces of up to 4 MiB."""
         async with self._limits.reading:

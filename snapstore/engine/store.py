@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -39,6 +39,7 @@ from snapstore.model import (
     Snapshot,
     SnapshotReport,
 )
+from snapstore.operation import operation, reported
 from snapstore.storage.urls import local_path
 
 T = TypeVar("T")
@@ -96,9 +97,17 @@ class SnapStore(Listing):
         )
         Excludes(request.exclude)  # a pattern that cannot be understood is found before anything is done
         writer = SnapshotWriter(self._store, self._catalog, self._limits, self._index_label, request)
-        return await self._calls.run(writer.write(), undo=writer.undo)
+        return await self._calls.run(reported("create", request.app, writer.id, writer.write), undo=writer.undo)
 
-    async def members(self, snapshot_id: str) -> AsyncIterator[Member]:
+    async def member(self, snapshot_id: str, path: str) -> Member:
+        """The file ``path`` of a snapshot; of a hard link, the file that it links to. MemberNotFound, ArchiveError.
+
+        Its ``size`` is how much `read` gives.
+        """
+        async with self._reading(await self.get(snapshot_id)) as reader:
+            return await self._calls.run(reader.member(path))
+
+    async def members(self, snapshot_id: str) -> AsyncGenerator[Member, None]:
         """What is in a snapshot, in the archive's order: files first, folders last. ArchiveError."""
         async with self._reading(await self.get(snapshot_id)) as reader:
             members = self._calls.each(reader.members())
@@ -108,7 +117,7 @@ class SnapStore(Listing):
 
     async def read(
         self, snapshot_id: str, path: str, *, start: int = 0, size: int | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """One file's content in pieces, or ``size`` bytes of it from ``start``; a hard link is followed.
 
         ``start`` and ``size`` are bytes. Raises InvalidInput, MemberNotFound (also for what has no content),
@@ -167,7 +176,8 @@ class SnapStore(Listing):
             keep=(self._catalog.path, *(path for path in [local_path(self._store.url)] if path)),
         )
         async with self._reading(snapshot) as reader:
-            return await self._calls.run(reader.restore(options, progress))
+            work = partial(reader.restore, options, progress)
+            return await self._calls.run(reported("restore", snapshot.app, snapshot.id, work))
 
     async def download_url(self, snapshot_id: str, *, expires: timedelta = timedelta(hours=1)) -> str:
         """A link to the archive, a plain ``.tar.zst``. A folder store gives ``file:///…``, which does not expire.
@@ -207,7 +217,7 @@ class SnapStore(Listing):
             return objects.changed_labels(labels, added, removed, others)
 
         work = partial(objects.relabel, self._store, self._catalog, snapshot, change)
-        return await self._calls.run(self._in_turn(snapshot, work))
+        return await self._calls.run(self._in_turn("relabel", snapshot, work))
 
     async def delete(self, snapshot_id: str) -> Snapshot:
         """Delete a snapshot (a prefix of its id, or ``APP@latest``, do here too), and return what it was.
@@ -231,16 +241,17 @@ class SnapStore(Listing):
         except SnapshotNotFound:
             key = None  # the older system left metadata without an archive
         work = partial(objects.delete, self._store, self._catalog, snapshot, key)
-        await self._in_turn(snapshot, work)
+        await self._in_turn("delete", snapshot, work)
 
-    async def _in_turn(self, snapshot: Snapshot, change: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _in_turn(self, name: str, snapshot: Snapshot, change: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """One change of a snapshot at a time: else an answer that comes late writes an older state into the index.
 
         A change that has begun ends by itself when it is cancelled, its update of the index included, if the store
         answers soon enough. Otherwise nobody knows what the store has done, and the next sync finds out.
         """
         async with self._changing.setdefault(snapshot.id, asyncio.Lock()):
-            return await ended(change())
+            with operation(name, snapshot.app, snapshot.id):
+                return await ended(change())
 
     @asynccontextmanager
     async def _reading(self, snapshot: Snapshot) -> AsyncIterator[ArchiveReader | ForeignReader]:

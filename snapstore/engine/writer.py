@@ -73,6 +73,11 @@ class SnapshotWriter:
         self._unclear = False
         """Whether the store may still be given the metadata by a request of ours that it has not answered."""
 
+    @property
+    def id(self) -> str:
+        """The snapshot's."""
+        return self._id
+
     async def _plan(self) -> Plan:
         """What the folder holds; the store is made ready meanwhile."""
         connecting = asyncio.create_task(self._store.connect())

@@ -11,6 +11,7 @@ import aiohttp
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore import exceptions as boto
 
+from snapstore.operation import sent
 from snapstore.storage.s3 import errors
 from snapstore.storage.s3.payload import Payload
 
@@ -32,6 +33,7 @@ class Transport(AIOHTTPSession):  # type: ignore[misc]
             async with asyncio.timeout(None) as timer:
                 if isinstance(body, Payload):
                     request.body = _watched(body, timer, stall)
+                sent(again=_repeats(request))
                 response = await super().send(request)
         except TimeoutError as error:
             raise boto.ReadTimeoutError(endpoint_url=request.url, error=error) from error
@@ -58,6 +60,13 @@ class _Direct:
 
     def request(self, method: str, **options: Any) -> Any:
         return self._session.request(method, allow_redirects=False, **options)
+
+
+def _repeats(request: Any) -> bool:
+    """Whether this is another attempt of a request, which botocore numbers in a header."""
+    attempt = request.headers.get("amz-sdk-request", "")
+    text = attempt.decode() if isinstance(attempt, bytes) else attempt
+    return "attempt=" in text and "attempt=1" not in text.split("; ")
 
 
 async def _watched(body: Payload, timer: asyncio.Timeout, stall: float) -> AsyncIterator[memoryview]:

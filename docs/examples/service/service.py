@@ -1,0 +1,292 @@
+"""Snapshots over HTTP: one `SnapStore`, opened with the application and shared by all of its requests.
+
+Creates and restores run in tasks of their own and are followed as server-sent events, in the answer to the request that
+began them; so nothing is kept between requests, and any number of worker processes can serve. Clients name applications
+and never folders of this machine. Who may do what is your own service's matter: put it in front of the routes.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import mimetypes
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import msgspec
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
+from pydantic import AwareDatetime, BaseModel
+from starlette.types import Receive, Scope, Send
+
+import snapstore as s
+from snapstore import SnapStore
+
+log = logging.getLogger("service")
+
+GRACE = float(os.environ.get("SERVICE_GRACE", 10))
+"""Seconds that creates and restores get to end in when the service is stopped."""
+SOON = 0.3
+"""Seconds that an answer waits for errors which are found at once, so that they get a status and not an event."""
+HEARTBEAT = 15.0
+"""Seconds after which a proxy may take a silent connection for a dead one."""
+
+STATUSES: tuple[tuple[type[s.SnapstoreError], int], ...] = (
+    (s.NotFound, 404),
+    (s.Conflict, 409),
+    (s.InvalidInput, 422),
+    (s.StorageUnavailable, 503),  # Throttled among them
+    (s.CatalogBusy, 503),
+    (s.StoreClosed, 503),  # this process is being stopped, another one may serve
+    (s.StorageFull, 507),
+)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    store = await SnapStore.open(
+        os.environ["SNAPSTORE_URL"],
+        index=os.environ["SNAPSTORE_INDEX"],
+        apps=os.environ["SNAPSTORE_APPS"],
+        sync_every=timedelta(seconds=10),
+    )
+    app.state.store, app.state.jobs = store, set()
+    try:
+        yield
+    finally:
+        await store.aclose(grace=GRACE)  # what still runs then ends with StoreClosed, and leaves nothing
+        await asyncio.gather(*app.state.jobs, return_exceptions=True)
+
+
+def opened_store(request: Request) -> SnapStore:
+    store: SnapStore = request.app.state.store
+    return store
+
+
+app = FastAPI(title="Snapshots", lifespan=lifespan)
+Store = Annotated[SnapStore, Depends(opened_store)]
+
+
+# -- answers -------------------------------------------------------------------------------------------------------
+
+
+def as_json(value: Any) -> str:
+    """In ASCII, since names of files need not be valid Unicode."""
+    return json.dumps(msgspec.to_builtins(value))
+
+
+def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(as_json(value), status, headers, "application/json")
+
+
+def problem(error: BaseException) -> dict[str, Any]:
+    """What a client is told of an error: all of its own mistakes, and nothing of ours."""
+    status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
+    detail = str(error) if status != 500 else "this is our fault, and in our log"
+    return {"status": status, "error": type(error).__name__, "detail": detail}
+
+
+@app.exception_handler(s.SnapstoreError)
+async def failed(request: Request, error: s.SnapstoreError) -> Response:
+    told = problem(error)
+    if told["status"] == 500:
+        log.error("%s %s", request.method, request.url.path, exc_info=error)
+    headers = {"Retry-After": str(math.ceil(getattr(error, "retry_after", None) or 1))}
+    return answer(told, told["status"], headers if told["status"] == 503 else None)
+
+
+class Streamed(StreamingResponse):
+    """Closes what it streams when it ends, which Starlette leaves to the garbage collector; then does ``at_end``."""
+
+    def __init__(
+        self, pieces: AsyncGenerator[str | bytes, None], *, at_end: Callable[[], object] | None = None, **options: Any
+    ) -> None:
+        super().__init__(pieces, **options)
+        self._pieces, self._at_end = pieces, at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self._at_end:
+                self._at_end()
+            await self._pieces.aclose()
+
+
+# -- work that is followed -----------------------------------------------------------------------------------------
+
+IfClientLeaves = Literal["finish", "cancel"]
+Work = Callable[[s.ProgressCallback], Coroutine[Any, Any, s.Snapshot | s.RestoreReport]]
+
+
+class Job:
+    """A create or a restore in a task of its own, and how far it is."""
+
+    def __init__(self, work: Work) -> None:
+        self._progress: s.Progress | None = None
+        self._news = asyncio.Event()
+        self.task = asyncio.create_task(work(self._tell))
+        self.task.add_done_callback(self._ended)
+
+    def _tell(self, progress: s.Progress) -> None:
+        self._progress = progress  # the latest will do: who reads slowly misses some, and holds nobody up
+        self._news.set()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._news.set()
+        if not task.cancelled() and (error := task.exception()):
+            trace = error if problem(error)["status"] == 500 else None
+            log.warning("a create or a restore failed: %s", error, exc_info=trace)
+
+    async def events(self) -> AsyncGenerator[str, None]:
+        while not self.task.done():
+            yield event("progress", self._progress) if self._progress else ": waits for its turn\n\n"
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT):
+                    await self._news.wait()
+            self._news.clear()
+        if not self.task.cancelled():
+            error = self.task.exception()
+            yield event("error", problem(error)) if error else event("done", self.task.result())
+
+
+def event(name: str, value: Any) -> str:
+    return f"event: {name}\ndata: {as_json(value)}\n\n"
+
+
+async def follow(request: Request, work: Work, if_client_leaves: IfClientLeaves) -> Response:
+    job, jobs = Job(work), request.app.state.jobs
+    jobs.add(job.task)
+    job.task.add_done_callback(jobs.discard)
+    await asyncio.wait([job.task], timeout=SOON)
+    if job.task.done() and not job.task.cancelled():
+        job.task.result()  # raises what went wrong
+    at_end = job.task.cancel if if_client_leaves == "cancel" else None
+    headers = {"Cache-Control": "no-store"}
+    return Streamed(job.events(), at_end=at_end, media_type="text/event-stream", headers=headers)
+
+
+# -- the routes ----------------------------------------------------------------------------------------------------
+
+
+class NewSnapshot(BaseModel, extra="forbid"):
+    labels: list[str] = []
+    exclude: list[str] = []
+    on_error: s.OnError = "fail"
+    if_client_leaves: IfClientLeaves = "finish"
+
+
+@app.post("/apps/{name}/snapshots")
+async def create(request: Request, store: Store, name: str, asked: NewSnapshot) -> Response:
+    options = asked.model_dump(exclude={"if_client_leaves"})
+    return await follow(request, lambda tell: store.create(name, **options, progress=tell), asked.if_client_leaves)
+
+
+@app.get("/snapshots")
+async def listing(
+    store: Store,
+    app: Annotated[tuple[str, ...], Query()] = (),
+    label: Annotated[tuple[str, ...], Query()] = (),
+    since: AwareDatetime | None = None,
+    until: AwareDatetime | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> Response:
+    """Newest first; ``cursor`` of the answer, given back, asks for the next page, and is null on the last."""
+    return answer(await store.page(apps=app, labels=label, since=since, until=until, limit=limit, cursor=cursor))
+
+
+@app.get("/snapshots/{snapshot_id}")
+async def show(store: Store, snapshot_id: str) -> Response:
+    return answer(await store.get(snapshot_id))
+
+
+@app.api_route("/snapshots/{snapshot_id}/files/{path:path}", methods=["GET", "HEAD"])
+async def file(request: Request, store: Store, snapshot_id: str, path: str) -> Response:
+    """One file; what is in a snapshot never changes, so its id is the ETag."""
+    snapshot = await store.get(snapshot_id)
+    etag = f'"{snapshot.id}"'
+    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Security-Policy": "sandbox"}
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    size = (await store.member(snapshot.id, path)).size
+    same = request.headers.get("if-range", etag) == etag
+    part = wanted_range(request.headers.get("range", "") if same else "", size)
+    start, length = part or (0, size)
+    headers["Content-Length"] = str(length)
+    if part:
+        headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{size}"
+    kind, encoding = mimetypes.guess_type(path)
+    media_type = kind if kind and not encoding else "application/octet-stream"
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=media_type)
+    pieces = store.read(snapshot.id, path, start=start, size=length)
+    return Streamed(pieces, status_code=206 if part else 200, headers=headers, media_type=media_type)
+
+
+def wanted_range(header: str, size: int) -> tuple[int, int] | None:
+    """First byte and length of the one range asked for; None for all (RFC 9110, 14.2, lets us ignore several)."""
+    found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header)
+    first, last = found.groups() if found else ("", "")
+    if not (first or last) or (first and last and int(first) > int(last)):
+        return None
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    if start >= end:
+        raise HTTPException(416, f"the file has {size} bytes", {"Content-Range": f"bytes */{size}"})
+    return start, end - start
+
+
+@app.get("/snapshots/{snapshot_id}/archive")
+async def archive(store: Store, snapshot_id: str) -> Response:
+    """The whole snapshot as one `.tar.zst`: straight from the bucket, or through us from a folder."""
+    snapshot = await store.get(snapshot_id)
+    url = await store.download_url(snapshot.id, expires=timedelta(minutes=10))
+    if not url.startswith("file:"):
+        return RedirectResponse(url, 307)
+    path = url2pathname(urlsplit(url).path)
+    try:
+        status = await asyncio.to_thread(os.stat, path)
+    except FileNotFoundError:
+        raise s.SnapshotNotFound(snapshot.id) from None  # another process has deleted it meanwhile
+    name = f"{snapshot.app}-{snapshot.id}.tar.zst"
+    return FileResponse(path, media_type="application/zstd", filename=name, stat_result=status)
+
+
+class Restore(BaseModel, extra="forbid"):
+    app: str | None = None
+    paths: list[str] = []
+    exclude: list[str] = []
+    existing: s.Existing = "refuse"
+    if_client_leaves: IfClientLeaves = "finish"
+
+
+@app.post("/snapshots/{snapshot_id}/restore")
+async def restore(request: Request, store: Store, snapshot_id: str, asked: Restore) -> Response:
+    """Into the folder of its own application, or of another."""
+    options = asked.model_dump(exclude={"if_client_leaves"})
+    return await follow(
+        request, lambda tell: store.restore(snapshot_id, **options, progress=tell), asked.if_client_leaves
+    )
+
+
+class Labels(BaseModel, extra="forbid"):
+    add: list[str] = []
+    remove: list[str] = []
+    replace: list[str] | None = None
+
+
+@app.patch("/snapshots/{snapshot_id}/labels")
+async def relabel(store: Store, snapshot_id: str, labels: Labels) -> Response:
+    return answer(await store.relabel(snapshot_id, **labels.model_dump()))
+
+
+@app.delete("/snapshots/{snapshot_id}", status_code=204)
+async def delete(store: Store, snapshot_id: str) -> None:
+    await store.delete(snapshot_id)

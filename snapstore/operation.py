@@ -1,0 +1,101 @@
+"""What is known of an operation while it runs: which snapshot of which app it is about, and what it sent to the store.
+
+It stands in a context variable, which the tasks that an operation begins inherit. A filter on our logger writes it into
+every record that is logged meanwhile, for formatters and structured loggers: ``snapshot_id``, ``app`` and
+``operation``, None outside of operations. The line at an operation's end has ``outcome``, ``seconds``, ``bytes``,
+``requests`` and ``retries`` besides.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import msgspec
+
+from snapstore.model import RestoreReport, SnapshotReport
+
+R = TypeVar("R", SnapshotReport, RestoreReport)
+
+log = logging.getLogger("snapstore")
+
+
+class Operation:
+    """One call that does something to a snapshot."""
+
+    def __init__(self, name: str, app: str, snapshot_id: str) -> None:
+        self.name = name
+        self.app = app
+        self.snapshot_id = snapshot_id
+        self.bytes = 0
+        """Of files, read or written."""
+        self.requests = 0
+        """Sent over a network, repetitions included."""
+        self.retries = 0
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def fields(self) -> dict[str, Any]:
+        return {"operation": self.name, "app": self.app, "snapshot_id": self.snapshot_id}
+
+    def ended(self, outcome: str) -> None:
+        """The line at its end. A caller gets the error itself, so it is no warning."""
+        counted = {"bytes": self.bytes, "requests": self.requests, "retries": self.retries}
+        log.info(
+            "%s of %s, snapshot %s: %s in %.3f s, %d bytes, %d requests, %d retries",
+            *(self.name, self.app, self.snapshot_id, outcome, self.seconds, *counted.values()),
+            extra={"outcome": outcome, "seconds": self.seconds, **counted},
+        )
+
+
+_current: ContextVar[Operation | None] = ContextVar("snapstore_operation", default=None)
+
+
+@contextmanager
+def operation(name: str, app: str, snapshot_id: str) -> Iterator[Operation]:
+    """What is done within is this operation's, in this task and in those that it begins."""
+    running = Operation(name, app, snapshot_id)
+    token = _current.set(running)
+    outcome = "done"
+    try:
+        yield running
+    except asyncio.CancelledError:
+        outcome = "cancelled"
+        raise
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        running.ended(outcome)
+        _current.reset(token)
+
+
+async def reported(name: str, app: str, snapshot_id: str, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
+    """``work`` as an operation; its report says what was counted."""
+    with operation(name, app, snapshot_id) as running:
+        report = await work()
+        running.bytes = report.content_size or 0
+        return msgspec.structs.replace(report, requests=running.requests, retries=running.retries)
+
+
+def sent(*, again: bool) -> None:
+    """A request was sent, for whatever runs here; ``again`` for one that repeats another."""
+    running = _current.get()
+    if running is not None:
+        running.requests += 1
+        running.retries += again
+
+
+def add_fields(record: logging.LogRecord) -> bool:
+    """The filter of our logger: lets all pass."""
+    running = _current.get()
+    fields = running.fields() if running else dict.fromkeys(("operation", "app", "snapshot_id"))
+    for name, value in fields.items():
+        setattr(record, name, value)
+    return True

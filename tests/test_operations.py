@@ -1,0 +1,123 @@
+"""What a service's logs say of snapstore's operations, and what their reports count."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from snapstore import Progress, SnapStore, TargetNotEmpty
+from tests.conftest import BUCKET
+from tests.proxy import Answer, Proxy
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def ends(self) -> list[tuple[str, str, str, str]]:
+        found = [record.__dict__ for record in self.records if hasattr(record, "outcome")]
+        return [(each["operation"], each["app"], each["snapshot_id"], each["outcome"]) for each in found]
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    logger, handler = logging.getLogger("snapstore"), Kept()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    (tmp_path / "blog").mkdir()
+    (tmp_path / "blog" / "file").write_bytes(b"x" * 1000)
+    return tmp_path / "blog"
+
+
+async def test_each_operation_has_one_line_at_its_end(store: SnapStore, app: Path, tmp_path: Path, kept: Kept) -> None:
+    made = await store.create("blog", app)
+    await store.restore(made.id, tmp_path / "out")
+    with pytest.raises(TargetNotEmpty):
+        await store.restore(made.id, tmp_path / "out")
+    await store.relabel(made.id, add=["a:b"])
+    await store.delete(made.id)
+    operations = [("create", "done"), ("restore", "done"), ("restore", "TargetNotEmpty")]
+    operations += [("relabel", "done"), ("delete", "done")]
+    assert kept.ends() == [(name, "blog", made.id, outcome) for name, outcome in operations]
+    assert [record.__dict__["bytes"] for record in kept.records] == [1000, 1000, 0, 0, 0]
+    assert all(0 < record.__dict__["seconds"] < 60 for record in kept.records)
+
+
+async def test_a_cancelled_operation_says_so(store: SnapStore, app: Path, kept: Kept) -> None:
+    def cancel(progress: Progress) -> None:
+        creating.cancel()
+
+    creating = asyncio.create_task(store.create("blog", app, progress=cancel))
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert [outcome for *_, outcome in kept.ends()] == ["cancelled"]
+
+
+async def test_every_record_of_an_operation_says_whose_it_is(
+    store: SnapStore, app: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*args: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", unreadable)
+    both = await asyncio.gather(*(store.create(name, app, on_error="skip") for name in ("one", "two")))
+    warnings = {
+        record.__dict__["snapshot_id"]: (record.__dict__["app"], record.__dict__["operation"])
+        for record in kept.records
+        if record.levelno == logging.WARNING
+    }
+    assert warnings == {both[0].id: ("one", "create"), both[1].id: ("two", "create")}
+
+
+async def test_a_record_of_a_thread_says_whose_it_is_too(store: SnapStore, app: Path, kept: Kept) -> None:
+    from snapstore.archive.source import Source
+
+    listed = Source.ignore_lines
+
+    def told(self: Source) -> list[str]:
+        logging.getLogger("snapstore").info("in a thread")
+        return list(listed(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Source, "ignore_lines", told)
+        made = await store.create("blog", app)
+    (record,) = [record for record in kept.records if record.msg == "in a thread"]
+    assert record.threadName != "MainThread"
+    assert record.__dict__["snapshot_id"] == made.id
+
+
+async def test_a_record_outside_of_operations_has_the_fields_too(kept: Kept) -> None:
+    """A formatter that names them does not fail."""
+    logging.getLogger("snapstore").info("said by nobody")
+    assert logging.Formatter("%(operation)s %(app)s %(snapshot_id)s").format(kept.records[0]) == "None None None"
+
+
+async def test_requests_and_retries_are_counted(
+    app: Path, tmp_path: Path, proxy: Proxy, prefix: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    async with SnapStore.open(f"s3://{BUCKET}/{prefix}", index=tmp_path / "index.db") as store:
+        before = proxy.count()
+        proxy.fault(Answer(503, "SlowDown"), operation="PutObject", times=1)
+        made = await store.create("blog", app)
+        assert (made.requests, made.retries) == (proxy.count() - before, 1)
+        before = proxy.count()
+        restored = await store.restore(made.id, tmp_path / "out")
+        assert (restored.requests, restored.retries) == (proxy.count() - before, 0)
+    counted = [(record.__dict__["requests"], record.__dict__["retries"]) for record in kept.records]
+    assert counted == [(made.requests, 1), (restored.requests, 0)]
