@@ -1,29 +1,36 @@
 """A fleet's bucket of any size, made up: metadata objects that nobody wrote, each the same whenever it is asked for.
 
 It answers as a bucket does, and counts and delays what is asked of it, so that the index can be measured at a million
-snapshots without a million uploads. Checkpoints that are written to it are kept.
+snapshots without a million uploads. It holds 32 bytes a snapshot (its id, and the digest that is its ETag), which may
+be kept in a file; what is written to it (checkpoints) is kept in files.
 """
 
 import asyncio
-import hashlib
 import random
+import shutil
+import tempfile
 import uuid
+import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import overload
 
+from benchmarks.stores import PartialStore, etag
 from snapstore import keys, metadata
 from snapstore.errors import ObjectNotFound
 from snapstore.model import Extent, Snapshot
 from snapstore.storage.base import Body, ObjectInfo
 
+APPS = 20_000
 _PAGE = 1000
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _TIERS = ("free", "basic", "gold", "internal")
 
 
-def snapshot(number: int, apps: int) -> Snapshot:
+def snapshot(number: int, apps: int = APPS) -> Snapshot:
     """The ``number``-th of a fleet of so many apps, which are packed one after the other, again and again."""
     chance = random.Random(number)
     created = _START + timedelta(seconds=number * 4.32, microseconds=chance.randrange(1000))
@@ -49,84 +56,135 @@ def snapshot(number: int, apps: int) -> Snapshot:
     )
 
 
-class FleetStore:
-    """An object store with ``count`` snapshots; each request takes ``latency`` seconds."""
+class FleetStore(PartialStore):
+    """An object store with ``count`` snapshots; each request takes ``latency`` seconds.
 
-    part_size = 8 << 20
+    ``cache`` is a folder that keeps what is made once. Only the first `shown` snapshots are there: raise that, and
+    others have written new ones.
+    """
+
     url = "fleet://snapshots"
 
-    def __init__(self, count: int, *, apps: int = 20_000, latency: float = 0.0, listings: int = 8) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        apps: int = APPS,
+        latency: float = 0.0,
+        listings: int = 8,
+        shown: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
         self.listings = listings
+        self.latency = latency
         self.requests: Counter[str] = Counter()
-        self._latency = latency
+        self.shown = count if shown is None else shown
         self._apps = apps
-        self._etags: list[str] = []
-        self._keys: list[str] = []
-        for number in range(count):
-            made = snapshot(number, apps)
-            self._keys.append(keys.metadata_key(made.id))
-            self._etags.append(_etag(metadata.encode(made)))
-        self._kept: dict[str, bytes] = {}
+        self._rows = _rows(count, apps, cache)
+        self._folder = Path(tempfile.mkdtemp(prefix="fleet-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._kept: dict[str, ObjectInfo] = {}
 
     async def _asked(self, what: str) -> None:
         self.requests[what] += 1
-        await asyncio.sleep(self._latency)
-
-    async def connect(self) -> None:
-        pass
-
-    async def aclose(self) -> None:
-        pass
+        await asyncio.sleep(self.latency)
 
     async def get(self, key: str, *, start: int = 0, size: int | None = None, if_match: str | None = None) -> Body:
         await self._asked("get")
         if key in self._kept:
-            return Body(self._kept[key], _etag(self._kept[key]))
-        body = metadata.encode(snapshot(self._number(key), self._apps))
-        return Body(body, _etag(body))
+            return Body(self._file(key).read_bytes(), self._kept[key].etag)
+        number = self._number(key)
+        return Body(metadata.encode(snapshot(number, self._apps)), self._rows.etag(number))
 
     async def head(self, key: str) -> ObjectInfo:
         await self._asked("head")
         return self._info(self._number(key))
 
-    def _number(self, key: str) -> int:
-        number = bisect_right(self._keys, key) - 1
-        if number < 0 or self._keys[number] != key:
-            raise ObjectNotFound(key, self.url)
-        return number
-
-    def _info(self, number: int) -> ObjectInfo:
-        return ObjectInfo(self._keys[number], 700, self._etags[number], 0.0)
-
     async def put(
         self, key: str, body: bytes, *, if_none_match: bool = False, if_match: str | None = None
     ) -> ObjectInfo:
         await self._asked("put")
-        self._kept[key] = body
-        return ObjectInfo(key, len(body), _etag(body), 0.0)
+        self._file(key).write_bytes(body)
+        self._kept[key] = ObjectInfo(key, len(body), etag(body), 0.0)
+        return self._kept[key]
 
     async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncGenerator[Sequence[ObjectInfo], None]:
         if prefix != keys.METADATA_PREFIX:
             await self._asked("list")
-            yield [ObjectInfo(key, len(body), _etag(body), 0.0) for key, body in self._kept.items()]
+            yield [info for key, info in self._kept.items() if key.startswith(prefix)]
             return
-        position = bisect_right(self._keys, start_after)
+        position = bisect_right(self._rows, start_after, hi=self.shown)
         while True:
             await self._asked("list")
-            end = min(position + _PAGE, len(self._keys))
+            end = min(position + _PAGE, self.shown)
             yield [self._info(number) for number in range(position, end)]
             position = end
-            if position == len(self._keys):
+            if position == self.shown:
                 return
 
     async def delete(self, key: str) -> None:
         await self._asked("delete")
-        self._kept.pop(key, None)
+        if self._kept.pop(key, None):
+            self._file(key).unlink()
 
-    async def delete_many(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            await self.delete(key)
+    def forget(self) -> None:
+        """Drop what was written, and begin counting anew."""
+        for key in list(self._kept):
+            self._file(key).unlink()
+        self._kept.clear()
+        self.requests.clear()
+
+    def _number(self, key: str) -> int:
+        number = bisect_right(self._rows, key, hi=self.shown) - 1
+        if number < 0 or self._rows[number] != key:
+            raise ObjectNotFound(key, self.url)
+        return number
+
+    def _info(self, number: int) -> ObjectInfo:
+        return ObjectInfo(self._rows[number], 700, self._rows.etag(number), 0.0)
+
+    def _file(self, key: str) -> Path:
+        return Path(self._folder, key.replace("/", "-"))
 
 
-def _etag(body: bytes) -> str:
-    return hashlib.md5(body, usedforsecurity=False).hexdigest()
+class _Rows(Sequence[str]):
+    """The keys of all metadata objects, in order, with their ETags: 32 bytes each."""
+
+    def __init__(self, packed: bytes | bytearray) -> None:
+        self.packed = packed
+
+    def __len__(self) -> int:
+        return len(self.packed) // 32
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[str]: ...
+    def __getitem__(self, number: int | slice) -> str | Sequence[str]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        return keys.metadata_key(str(uuid.UUID(bytes=bytes(self.packed[number * 32 : number * 32 + 16]))))
+
+    def etag(self, number: int) -> str:
+        return self.packed[number * 32 + 16 : number * 32 + 32].hex()
+
+
+def _rows(count: int, apps: int, cache: Path | None) -> _Rows:
+    file = cache / f"fleet-{count}-{apps}" if cache else None
+    if file and file.exists():
+        rows = _Rows(file.read_bytes())
+        # Metadata may be written in another way than when it was kept.
+        if len(rows) == count and rows.packed[-32:] == _row(count - 1, apps):
+            return rows
+    packed = bytearray(32 * count)
+    for number in range(count):
+        packed[number * 32 : number * 32 + 32] = _row(number, apps)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(packed)
+    return _Rows(packed)
+
+
+def _row(number: int, apps: int) -> bytes:
+    made = snapshot(number, apps)
+    return keys.id_bytes(made.id) + bytes.fromhex(etag(metadata.encode(made)))

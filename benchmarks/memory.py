@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import corpora
+from benchmarks import trees
 from snapstore import SnapStore
 
 CORPORA: dict[str, Callable[[Path], None]] = {
-    "a file of 4 GiB": lambda folder: corpora.random_file(folder, 4 << 30),
-    "200,000 files": lambda folder: corpora.tiny_files(folder, 200_000),
-    "a file of 64 MiB": lambda folder: corpora.random_file(folder, 64 << 20),
-    "2,000 files": lambda folder: corpora.tiny_files(folder, 2_000),
+    "a file of 4 GiB": lambda folder: trees.random_file(folder, 4 << 30),
+    "200,000 files": lambda folder: trees.tiny_files(folder, 200_000),
+    "a file of 64 MiB": lambda folder: trees.random_file(folder, 64 << 20),
+    "2,000 files": lambda folder: trees.tiny_files(folder, 2_000),
 }
 
 

@@ -1,0 +1,104 @@
+"""What a measurement leaves behind: JSON lines, one for each session (where and with what) and one for each run.
+
+A number that could not be measured is null, never a guess.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+
+class Machine(msgspec.Struct, frozen=True):
+    cpu: str
+    cores: int
+    kernel: str
+    memory: int
+    """Bytes."""
+
+
+class Session(msgspec.Struct, frozen=True, tag="session", tag_field="kind"):
+    """One call of ``run``: all that its runs have in common."""
+
+    id: str
+    started_at: str
+    machine: Machine
+    versions: Mapping[str, str]
+    """Of snapstore, its commit, Python, and each peer."""
+    store: str
+    load: float
+    """What the machine had to do besides, a minute's average before the start."""
+
+
+class CorpusUsed(msgspec.Struct, frozen=True):
+    name: str
+    digest: str
+    files: int
+    size: int
+    """Bytes of content."""
+
+
+class Run(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
+    """One contestant, once."""
+
+    session: str
+    benchmark: str
+    contestant: str
+    round: int
+    """Contestants of one round ran right after each other; ratios are taken within a round."""
+    corpus: CorpusUsed | None
+    wall: float
+    """Seconds, as are the next two; of the call alone where it ran inside a process that was warm already."""
+    user: float | None = None
+    system: float | None = None
+    peak: int | None = None
+    """Bytes that the whole process tree held at once: sampled RSS, summed, or the kernel's own peak where larger."""
+    peak_shared_once: int | None = None
+    """The same by PSS, which counts shared pages once; of runs that were long enough for it."""
+    largest_process: int | None = None
+    """Bytes: the kernel's ``ru_maxrss`` of the largest process."""
+    sent: int | None = None
+    """Bytes of bodies to the store, as is the next from it."""
+    received: int | None = None
+    requests: Mapping[str, int] | None = None
+    """By S3 operation (counted inside the process), or by HTTP method and LIST (counted by the server)."""
+    counted_by: str | None = None
+    server_cpu: float | None = None
+    """Seconds that the local server took of the same processors meanwhile."""
+    values: Mapping[str, float] = {}
+    """What a benchmark measures besides, by name with its unit: ``p99_ms``."""
+
+
+Line = Session | Run
+
+
+class Results:
+    """A file of results that grows; lines are added as they come, so an interrupted run loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, line: Line) -> None:
+        with self.path.open("ab") as file:
+            file.write(msgspec.json.encode(line) + b"\n")
+
+
+def read(paths: Iterable[Path]) -> tuple[dict[str, Session], list[Run]]:
+    """All sessions by their ids, and all runs, of these files."""
+    sessions: dict[str, Session] = {}
+    runs: list[Run] = []
+    for line in _lines(paths):
+        if isinstance(line, Session):
+            sessions[line.id] = line
+        else:
+            runs.append(line)
+    return sessions, runs
+
+
+def _lines(paths: Iterable[Path]) -> Iterator[Line]:
+    decoder = msgspec.json.Decoder(Line)
+    for path in paths:
+        for text in path.read_bytes().splitlines():
+            if text.strip():
+                yield decoder.decode(text)
