@@ -443,7 +443,9 @@ def test_a_terminal_is_told_what_is_waited_for(shell: Shell) -> None:
         done = subprocess.run(command, env=shell.environment, stdout=subprocess.PIPE, stderr=secondary, timeout=60)
         os.write(secondary, b"end")
         os.close(secondary)
-        shown = os.read(primary, 65536).decode()
+        shown = ""
+        while not shown.endswith("end"):
+            shown += os.read(primary, 65536).decode()
         os.close(primary)
         assert done.returncode == 0
         assert (re.fullmatch(r"Opening /.*/store …\r\x1b\[Kend", shown) is not None) == told

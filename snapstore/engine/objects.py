@@ -42,9 +42,14 @@ async def drop_if_gone(store: ObjectStore, catalog: Catalog, snapshot: Snapshot)
 async def delete(store: ObjectStore, catalog: Catalog, snapshot: Snapshot, key: str | None) -> None:
     """First it stops existing, here and for all nodes, then its archive (``key``, where there is one) goes."""
     await store.delete(keys.metadata_key(snapshot.id))
-    await catalog.remove([keys.id_bytes(snapshot.id)])
-    if key is None:
-        return
+    try:
+        await catalog.remove([keys.id_bytes(snapshot.id)])
+    finally:
+        if key is not None:
+            await _delete_archive(store, snapshot, key)
+
+
+async def _delete_archive(store: ObjectStore, snapshot: Snapshot, key: str) -> None:
     try:
         await store.delete(key)
     except SnapstoreError:

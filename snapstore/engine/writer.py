@@ -25,7 +25,7 @@ from snapstore.archive.source import Source
 from snapstore.archive.toc import TocBuilder, Trailer
 from snapstore.engine.limits import Limits
 from snapstore.engine.parts import ArchiveUpload, memory, part_size
-from snapstore.errors import AccessDenied, BadCredentials, PreconditionFailed, StorageFull
+from snapstore.errors import SnapstoreError, StorageUnavailable
 from snapstore.index.catalog import Catalog
 from snapstore.model import FORMAT, OnError, Progress, ProgressCallback, Snapshot, SnapshotReport
 from snapstore.storage.base import ObjectInfo, ObjectStore
@@ -34,8 +34,6 @@ log = logging.getLogger("snapstore")
 
 _BYTES_A_MEMBER = 2048
 """Headers and line in the table of contents, generously: to choose the size of parts, and to ask for memory."""
-_REFUSED = (AccessDenied, BadCredentials, PreconditionFailed, StorageFull)
-"""After these the store has not done it, and will not do it later."""
 
 
 class Request(NamedTuple):
@@ -212,8 +210,9 @@ class SnapshotWriter:
         self._unclear = True
         try:
             info = await self._store.put(keys.metadata_key(self._id), metadata.encode(snapshot), if_none_match=True)
-        except _REFUSED:
-            self._unclear = False
+        except SnapstoreError as error:
+            # With any other error than this one the store has answered, and will not do it later.
+            self._unclear = isinstance(error, StorageUnavailable)
             raise
         self._unclear = False
         return info
@@ -229,11 +228,13 @@ class SnapshotWriter:
             async with asyncio.timeout(TIDY_SECONDS):
                 if self._committing:
                     await self._store.delete(keys.metadata_key(self._id))
-                    left = "the next sync drops it from the index, and gc removes its archive"
-                    await self._catalog.remove([keys.id_bytes(self._id)])
-                left = "gc removes its archive"
-                if self._uploading and not self._unclear:
-                    await self._store.delete(self._key)
+                left = "gc removes its archive, and the next sync drops what the index has of it"
+                try:
+                    if self._committing:
+                        await self._catalog.remove([keys.id_bytes(self._id)])
+                finally:
+                    if self._uploading and not self._unclear:
+                        await self._store.delete(self._key)
         except Exception as failure:
             # The error that brought us here matters more.
             reason = str(failure) or "the store does not answer"
