@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
@@ -168,6 +169,9 @@ def unpack(archive: Path, target: Path) -> None:
             member
         )  # newer Pythons warn without one, 3.11.2 takes no other way
         tar.extractall(target)
+        for member in tar.getmembers():  # it keeps times as floating-point numbers, which are not exact
+            mtime = int(Decimal(member.pax_headers.get("mtime", member.mtime)) * 1_000_000_000)
+            os.utime(target / member.name, ns=(mtime, mtime), follow_symlinks=False)
 
 
 async def test_all_that_snapshots_are_for(
