@@ -30,6 +30,7 @@ from snapstore.engine import opened as engine
 from snapstore.errors import ObjectNotFound, PreconditionFailed
 from snapstore.index import checkpoints, sync
 from snapstore.index.catalog import Catalog
+from snapstore.index.mirror import Mirror
 from snapstore.index.queries import Query
 from snapstore.keys import CHECKPOINT_PREFIX, METADATA_PREFIX, metadata_key
 from snapstore.model import CheckpointReport
@@ -683,7 +684,7 @@ async def test_a_checkpoint_that_was_read_in_part_is_read_again(
     monkeypatch.setattr(checkpoints, "_BATCH", 10)
     bucket.add(range(50))
     await nodes[0].checkpoint()
-    apply = checkpoints.Mirror.apply
+    apply = Mirror.apply
     times = 0
 
     async def apply_twice(*args: Any, **options: Any) -> Any:
@@ -694,7 +695,7 @@ async def test_a_checkpoint_that_was_read_in_part_is_read_again(
         return await apply(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.Mirror, "apply", apply_twice)
+        patch.setattr(Mirror, "apply", apply_twice)
         with pytest.raises(asyncio.CancelledError):
             await nodes[1].rebuild()
     report = await nodes[1].rebuild()

@@ -456,7 +456,7 @@ async def test_an_index_that_is_damaged_while_it_is_open_is_mended_by_a_rebuild(
 async def test_an_index_whose_file_was_deleted_while_it_was_open_is_told_or_mended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replacement, "_PATIENCE", 0.2)
+    monkeypatch.setattr("snapstore.index.file.PATIENCE", 0.2)
     (tmp_path / "app").mkdir()
     async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db") as store:
         made = await store.create("blog", tmp_path / "app")
@@ -552,3 +552,15 @@ async def test_a_page_is_read_by_what_is_rarest_whatever_the_size(catalog: Catal
         assert steps < 40_000, (query, steps)  # for the largest, reading by `all` takes ten times as many
         assert [one.id for one in (await catalog.page(query, 50)).snapshots] == [one.id for one in made[few - 1 :: -1]]
     assert steps_of(path, Query(labels=("all", "nothing")), 50)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["a#b.db", "a?b.db", "a%41b.db", "a b.db"])
+async def test_an_index_may_have_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    index = tmp_path / "indexes" / name
+    async with SnapStore.open(tmp_path / "bucket", index=index) as store:
+        made = await store.create("blog", tmp_path / "folder")
+        report = await store.rebuild()
+        assert (report.snapshots, report.problems) == (1, ())
+        assert [one.id async for one in store.list()] == [made.id]
+    assert names(index.parent) == [name, f"{name}-lock"]

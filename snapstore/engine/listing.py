@@ -24,7 +24,7 @@ _MAX_PAGE = 10_000
 
 
 class Listing(OpenedStore):
-    """Snapshots, found and counted; no request leaves the machine, but for syncs."""
+    """Snapshots, found and counted without a request; and the calls that ask the store, so that the index equals it."""
 
     async def get(self, snapshot_id: str) -> Snapshot:
         """The snapshot with this id, prefix of an id, or ``APP@latest``. SnapshotNotFound, AmbiguousId."""

@@ -220,7 +220,7 @@ class SnapStore(Listing):
         return await self._calls.run(self._in_turn("relabel", snapshot, work))
 
     async def delete(self, snapshot_id: str) -> Snapshot:
-        """Delete a snapshot (a prefix of its id, or ``APP@latest``, do here too), and return what it was.
+        """Delete a snapshot, and return what it was.
 
         Where only its archive cannot be removed, this raises, but the snapshot is gone: gc removes the archive.
         """

@@ -15,7 +15,6 @@ from snapstore.index import checkpoints, sync
 from snapstore.index.archives import Archives
 from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
-from snapstore.index.mirror import Mirror
 from snapstore.index.shared import Asked, Shared
 from snapstore.model import CheckpointReport, ProgressCallback, SyncReport
 from snapstore.storage.base import ObjectStore
@@ -56,12 +55,11 @@ class Syncing:
     async def _sync(self, recent: timedelta | None, asked: Asked) -> SyncReport:
         async with turn(self._catalog.path):
             asked.close()
-            mirror = Mirror(self._catalog.database)
-            last = await mirror.last(whole=True)
+            last = await self._catalog.mirror.last(whole=True)
             if last is not None and asked.latest < last <= datetime.now(UTC):
                 # Another process began a whole one after we had asked, and has ended it while we waited for our turn.
                 # One in the future is of a clock that was ahead, and a recent one may have had a smaller window.
-                return await sync.nothing_done(mirror)
+                return await sync.nothing_done(self._catalog)
             return await sync.sync(self._store, self._catalog, asked.tell, recent=recent)
 
     async def rebuild(self, archives: bool, progress: ProgressCallback | None) -> SyncReport:
@@ -83,7 +81,7 @@ class Syncing:
             return await checkpoints.write(self._store, self._catalog, progress)
 
     async def _checkpoint_if_worth_it(self) -> None:
-        count = await Mirror(self._catalog.database).count()
+        count = await self._catalog.mirror.count()
         try:
             await checkpoints.write(self._store, self._catalog, least=max(_WORTH_A_CHECKPOINT, int(count * _SHARE)))
         except StorageError as error:

@@ -14,6 +14,7 @@ from uuid import UUID
 from snapstore import keys
 from snapstore.aio import run_all
 from snapstore.errors import ObjectNotFound
+from snapstore.index import file
 from snapstore.index.catalog import Catalog
 from snapstore.model import Snapshot
 from snapstore.storage.base import ObjectInfo, ObjectStore
@@ -141,14 +142,18 @@ class Archives:
         return sorted(found)
 
     def _missing(self) -> Sequence[bytes]:
-        with closing(sqlite3.connect(f"file:{self._catalog.path}?mode=ro", uri=True)) as index:
-            found = []
-            for (snapshot_id,) in index.execute("SELECT id FROM snapshot ORDER BY id"):
-                if not self._seen.execute("SELECT 1 FROM archived WHERE id = ?", [snapshot_id]).fetchone():
-                    found.append(snapshot_id)
-                if len(found) == _TOLD:
-                    break
-            return found
+        path = self._catalog.path
+        found = []
+        try:
+            with closing(file.connect(path)) as index:
+                for (snapshot_id,) in index.execute("SELECT id FROM snapshot ORDER BY id"):
+                    if not self._seen.execute("SELECT 1 FROM archived WHERE id = ?", [snapshot_id]).fetchone():
+                        found.append(snapshot_id)
+                    if len(found) == _TOLD:
+                        break
+        except sqlite3.DatabaseError as error:
+            raise file.unusable(path, error) from error
+        return found
 
     async def _is_there(self, snapshot: Snapshot) -> bool:
         """Whether both its objects are; one that was deleted meanwhile is no problem either."""

@@ -10,7 +10,8 @@ from snapstore.aio import Workers
 from snapstore.errors import AmbiguousId
 from snapstore.index import changes, rows
 from snapstore.index.database import Database
-from snapstore.index.file import prepare
+from snapstore.index.file import prepare, size
+from snapstore.index.mirror import Mirror
 from snapstore.index.queries import SELECT, Query, page_statement, rarity_statement
 from snapstore.model import Count, IndexStatus, Page, Snapshot
 
@@ -24,8 +25,7 @@ class Catalog:
         self.database = database
         self.workers = workers
         self.store_url = store_url
-        self.logged: set[str] = set()
-        """Objects that lie where metadata belongs and have no id's name, which were logged once."""
+        self.mirror = Mirror(database)
 
     @classmethod
     async def open(cls, path: str, store_url: str, workers: Workers) -> "Catalog":
@@ -59,7 +59,7 @@ class Catalog:
         sql, values = page_statement(query, after, rarity)
         found = await self.database.fetch(sql, [*values, limit + 1])
         snapshots = tuple(rows.unpack(row[1:]) for row in found[:limit])
-        more = len(found) > limit and limit > 0
+        more = len(found) > limit
         return Page(snapshots, rows.make_cursor(found[limit - 1][0], snapshots[-1].id) if more else None)
 
     async def find(self, prefix: str) -> Snapshot | None:
@@ -111,7 +111,7 @@ class Catalog:
             covered=covered.get(1, 0),
             problems=problems,
             synced_at=None if synced is None else rows.moment(synced),
-            size=await self.workers.run(_size, self.path),
+            size=await self.workers.run(size, self.path),
             schema=schema,
         )
 
@@ -134,8 +134,3 @@ class Catalog:
             await changes.note(connection, gone)
 
         await self.database.change(change)
-
-
-def _size(path: str) -> int:
-    """Of the index with what SQLite keeps beside it."""
-    return sum(os.path.getsize(file) for suffix in ("", "-wal", "-shm") if os.path.exists(file := path + suffix))

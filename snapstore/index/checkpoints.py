@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -21,7 +21,6 @@ from snapstore.errors import MetadataInvalid, ObjectNotFound
 from snapstore.index import rows
 from snapstore.index.catalog import Catalog
 from snapstore.index.coverage import Coverage
-from snapstore.index.mirror import Mirror
 from snapstore.index.rows import Row
 from snapstore.keys import CHECKPOINT_PREFIX, METADATA_PREFIX, canonical_id, id_bytes, metadata_key
 from snapstore.model import CheckpointReport, Progress, ProgressCallback, Snapshot
@@ -49,18 +48,11 @@ _encoder = msgspec.json.Encoder()
 
 async def load(store: ObjectStore, catalog: Catalog) -> None:
     """Bring into a catalog that nobody reads yet all that checkpoints have, for a walk over the bucket to compare."""
-    mirror, coverage = Mirror(catalog.database), Coverage(catalog.database)
-    known = {checkpoint.name for checkpoint in await coverage.checkpoints() if checkpoint.snapshots}
-    for info in await _listed(store):
-        if info.key in known or (content := await _read(store, catalog, info)) is None:
-            continue
-        number = await coverage.add(info.key, info.modified)
-        count = 1  # 0 is for those that were not read to their end
-        async with aclosing(_batches(catalog, content)) as batches:
-            async for batch in batches:
-                await mirror.apply(0, await catalog.workers.run(_rows_of, batch), checkpoint=number)
-                count += len(batch)
-        await coverage.complete(number, count)
+
+    async def bring(number: int, batch: Sequence[_Copy]) -> None:
+        await catalog.mirror.apply(0, await catalog.workers.run(_rows_of, batch), checkpoint=number)
+
+    await _take_new(store, catalog, await _listed(store), bring)
 
 
 async def write(
@@ -88,6 +80,27 @@ async def write(
     )
 
 
+async def _take_new(
+    store: ObjectStore,
+    catalog: Catalog,
+    listed: Iterable[ObjectInfo],
+    take: Callable[[int, Sequence[_Copy]], Awaitable[None]],
+) -> None:
+    """Read those that the index does not know to their end, and give their numbers and rows to ``take``."""
+    coverage = Coverage(catalog.database)
+    known = {checkpoint.name for checkpoint in await coverage.checkpoints() if checkpoint.complete}
+    for info in listed:
+        if info.key in known or (content := await _read(store, catalog, info)) is None:
+            continue
+        number = await coverage.add(info.key, info.modified)
+        count = 0
+        async with aclosing(_batches(catalog, content)) as batches:
+            async for batch in batches:
+                await take(number, batch)
+                count += len(batch)
+        await coverage.complete(number, count)
+
+
 class _Writer:
     def __init__(self, store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None) -> None:
         self._store = store
@@ -100,22 +113,16 @@ class _Writer:
 
     async def learn(self, listed: Sequence[ObjectInfo]) -> None:
         """Take note of what other nodes have written, and of what is gone."""
-        known = {checkpoint.name: checkpoint for checkpoint in await self.coverage.checkpoints()}
-        await self.coverage.forget({known[name].number for name in known.keys() - {info.key for info in listed}})
+        there = {info.key for info in listed}
+        await self.coverage.forget(
+            {known.number for known in await self.coverage.checkpoints() if known.name not in there}
+        )
         # Of our own, an answer told the time; all nodes go by that of the listing.
         await self.coverage.date([(info.modified, info.key) for info in listed])
-        for info in listed:
-            if (info.key in known and known[info.key].snapshots) or (
-                content := await _read(self._store, self._catalog, info)
-            ) is None:
-                continue
-            number = await self.coverage.add(info.key, info.modified)
-            count = 1
-            async with aclosing(_batches(self._catalog, content)) as batches:
-                async for batch in batches:
-                    await self.coverage.cover(number, await self._catalog.workers.run(_etags_of, batch))
-                    count += len(batch)
-            await self.coverage.complete(number, count)
+        await _take_new(self._store, self._catalog, listed, self._cover)
+
+    async def _cover(self, number: int, batch: Sequence[_Copy]) -> None:
+        await self.coverage.cover(number, await self._catalog.workers.run(_etags_of, batch))
 
     async def write(self, least: int) -> None:
         counts = dict(await self.coverage.counts())

@@ -10,21 +10,22 @@ from snapstore.index.database import Database
 from snapstore.model import Snapshot
 
 
-class Known(NamedTuple):
+class Checkpoint(NamedTuple):
     """A checkpoint that this index has read or written."""
 
     number: int
     name: str
-    snapshots: int
-    """Rows that it has, about; 0 as long as they are not all known here."""
+    complete: bool
+    """Whether all its rows have been told."""
 
 
 class Coverage:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def checkpoints(self) -> Sequence[Known]:
-        return [Known(*row) for row in await self._database.fetch("SELECT checkpoint, name, snapshots FROM checkpoint")]
+    async def checkpoints(self) -> Sequence[Checkpoint]:
+        found = await self._database.fetch("SELECT checkpoint, name, snapshots > 0 FROM checkpoint")
+        return [Checkpoint(number, name, bool(complete)) for number, name, complete in found]
 
     async def add(self, name: str, modified: float) -> int:
         """Remember a checkpoint whose rows will be told, and return its number."""
@@ -40,9 +41,10 @@ class Coverage:
 
     async def complete(self, number: int, snapshots: int) -> None:
         """All its rows have been told."""
+        values = [max(snapshots, 1), number]  # not 0, which says that it is not complete
 
         async def change(connection: Connection) -> None:
-            await connection.execute("UPDATE checkpoint SET snapshots = ? WHERE checkpoint = ?", [snapshots, number])
+            await connection.execute("UPDATE checkpoint SET snapshots = ? WHERE checkpoint = ?", values)
 
         await self._database.change(change)
 

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import time
 from contextlib import closing
+from pathlib import Path
 
 from snapstore.errors import CatalogError, CatalogMismatch, reason_of
 from snapstore.index.lock import locked
@@ -19,8 +20,8 @@ log = logging.getLogger("snapstore")
 _APPLICATION_ID = b"SNAP"  # as the first migration sets it: no other program's file is taken for ours
 _APPLICATION_ID_AT = 68  # https://www.sqlite.org/fileformat2.html, 1.3
 _MAGIC = b"SQLite format 3\0"
-_PATIENCE = 60.0
-"""Seconds to wait for another process that opens the same file."""
+PATIENCE = 60.0
+"""Seconds to wait for another process that has the same file locked."""
 _OTHER_FILE = "move it away, or give another file (index=, --index, SNAPSTORE_INDEX)"
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 COMPANIONS = ("", "-wal", "-shm")
@@ -70,7 +71,7 @@ def _prepare(path: str, store_url: str) -> None:
     if ours and os.path.exists(_mark(path)):
         raise _Damaged
     try:
-        with closing(sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE)) as connection:
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)) as connection:
             _check_ours(connection, path)
             connection.execute("PRAGMA journal_mode = WAL")
             migrate(connection, path)
@@ -93,12 +94,18 @@ def _probe(connection: sqlite3.Connection, path: str) -> None:
         for column in columns:
             for end in ("min", "max"):  # one by one: for both at once SQLite would read it all
                 connection.execute(f"SELECT {end}({column}) FROM {table}").fetchone()
-    pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    pages, page_size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     logged = os.path.exists(f"{path}-wal") and os.path.getsize(f"{path}-wal")
-    if not logged and os.path.getsize(path) < pages * size:
+    if not logged and os.path.getsize(path) < pages * page_size:
         error = sqlite3.DatabaseError("the file is shorter than it says")
         error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
         raise error
+
+
+def connect(path: str, *, writes: bool = False) -> sqlite3.Connection:
+    """A connection of one's own to an index, whatever its name holds; where it was deleted, none is made."""
+    uri = f"{Path(path).as_uri()}?mode={'rw' if writes else 'ro'}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=PATIENCE)
 
 
 def is_damage(error: sqlite3.DatabaseError) -> bool:
@@ -158,6 +165,11 @@ def _check_ours(connection: sqlite3.Connection, path: str) -> None:
     found = connection.execute("PRAGMA application_id").fetchone()[0]
     if tables and found != int.from_bytes(_APPLICATION_ID, "big"):
         raise CatalogMismatch(path, f"{path!r} is no index of snapstore's, but another database: {_OTHER_FILE}")
+
+
+def size(path: str) -> int:
+    """Bytes of an index, with what SQLite keeps beside it."""
+    return sum(os.path.getsize(file) for suffix in COMPANIONS if os.path.exists(file := path + suffix))
 
 
 def remove(path: str) -> None:

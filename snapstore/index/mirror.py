@@ -34,11 +34,21 @@ class Known(NamedTuple):
     """The last change of calls of ours that is in it."""
 
 
+class Problem(NamedTuple):
+    """A metadata object that could not be understood."""
+
+    id: bytes
+    etag: str
+    reason: str
+
+
 class Mirror:
     """One sync at a time works with it: its caller holds the index's lock."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.logged: set[str] = set()
+        """Objects that lie where metadata belongs and have no id's name, which were logged once."""
 
     async def begin(self) -> None:
         """From now on, changes that calls make are noted."""
@@ -66,11 +76,11 @@ class Mirror:
         self,
         mark: int,
         found: Sequence[Row] = (),
-        problems: Sequence[tuple[bytes, str, str]] = (),
+        problems: Sequence[Problem] = (),
         gone: Iterable[bytes] = (),
         checkpoint: int | None = None,
     ) -> Sequence[bytes]:
-        """Write what was read: snapshots, what could not be understood (id, ETag, reason), and ids that are gone.
+        """Write what was read: snapshots, what could not be understood, and ids that are gone.
 
         Snapshots that calls of ours changed after ``mark`` are left out, and returned.
         """
@@ -81,8 +91,8 @@ class Mirror:
             late = await connection.execute_fetchall("SELECT id FROM local_change WHERE change > ?", [mark])
             left_out.update(snapshot_id for (snapshot_id,) in late)
             kept = [row for row in found if row.id not in left_out]
-            wrong = [problem for problem in problems if problem[0] not in left_out]
-            await changes.remove(connection, (gone - left_out) | {snapshot_id for snapshot_id, _, _ in wrong})
+            wrong = [problem for problem in problems if problem.id not in left_out]
+            await changes.remove(connection, (gone - left_out) | {problem.id for problem in wrong})
             await connection.executemany(
                 "DELETE FROM problem WHERE id = ?", [(snapshot_id,) for snapshot_id in gone | {row.id for row in kept}]
             )
@@ -90,7 +100,7 @@ class Mirror:
             await changes.put(connection, kept, checkpoint)
 
         await self._database.change(change)
-        seen = {row.id for row in found} | {snapshot_id for snapshot_id, _, _ in problems} | gone
+        seen = {row.id for row in found} | {problem.id for problem in problems} | gone
         return [snapshot_id for snapshot_id in left_out if snapshot_id in seen]
 
     async def noted(self) -> Sequence[bytes]:

@@ -6,13 +6,11 @@ SQLite's online backup (https://www.sqlite.org/backup.html), which a reader meet
 
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
-from snapstore.index.file import unusable
+from snapstore.index import file
 
 _PAGES = 8
 """A step's: fewer than an index has, so that the first step is not the last."""
-_PATIENCE = 60.0
 
 _BEFORE = (
     "DELETE FROM snapshot WHERE id IN (SELECT id FROM old.local_change)",
@@ -55,15 +53,13 @@ def replace(path: str, successor: str) -> None:
     try:
         _replace(path, successor)
     except sqlite3.DatabaseError as error:
-        raise unusable(path, error) from error
+        raise file.unusable(path, error) from error
 
 
 def _replace(path: str, successor: str) -> None:
-    # Where it was deleted, none is made: whoever has it open would not see that one.
-    uri = f"{Path(path).as_uri()}?mode=rw"
     with (
-        closing(sqlite3.connect(successor, isolation_level=None, timeout=_PATIENCE)) as source,
-        closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_PATIENCE)) as target,
+        closing(sqlite3.connect(successor, isolation_level=None, timeout=file.PATIENCE)) as source,
+        closing(file.connect(path, writes=True)) as target,
     ):
         source.execute("PRAGMA foreign_keys = ON")
         source.execute("ATTACH ? AS old", [path])

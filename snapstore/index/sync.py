@@ -18,7 +18,7 @@ from snapstore.errors import MetadataInvalid, ObjectNotFound
 from snapstore.index import checkpoints, file, replacement, rows
 from snapstore.index.catalog import Catalog
 from snapstore.index.database import Database
-from snapstore.index.mirror import Known, Mirror
+from snapstore.index.mirror import Known, Mirror, Problem
 from snapstore.index.rows import Row
 from snapstore.index.walk import PAGE, Span, id_of, spans, walk
 from snapstore.keys import first_id, metadata_key
@@ -48,10 +48,10 @@ async def sync(
     The caller holds the index's lock.
     """
     began = datetime.now(UTC)
-    mirror = Mirror(catalog.database)
+    mirror = catalog.mirror
     over, since = await _over(store, mirror, began, recent)
     async with _noting(mirror):
-        walked = _Walk(store, mirror, progress, logged=catalog.logged)
+        walked = _Walk(store, mirror, progress)
         await walk(store, over, walked.compare)
         await walked.look_again()
         # A call's row may come long after the call changed the bucket: when we and others had been there since.
@@ -62,8 +62,9 @@ async def sync(
     return await walked.report()
 
 
-async def nothing_done(mirror: Mirror) -> SyncReport:
+async def nothing_done(catalog: Catalog) -> SyncReport:
     """The report of a sync that another has made needless."""
+    mirror = catalog.mirror
     return SyncReport(
         snapshots=await mirror.count(), read=0, removed=0, problems=tuple(await mirror.problems(_TOLD)), seconds=0.0
     )
@@ -85,10 +86,10 @@ async def _over(
 async def fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None = None) -> SyncReport:
     """Fill a catalog that nobody reads yet. What an earlier attempt has brought into it is not fetched again."""
     began = datetime.now(UTC)
-    mirror = Mirror(catalog.database)
+    mirror = catalog.mirror
     await checkpoints.load(store, catalog)
     over, _ = await _over(store, mirror, began, None)
-    walked = _Walk(store, mirror, progress, certain=True, logged=catalog.logged)
+    walked = _Walk(store, mirror, progress, certain=True)
     await walk(store, over, walked.compare)
     await mirror.finish(began, whole=True)
     return await walked.report()
@@ -100,7 +101,7 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
     One that was interrupted is gone on with, as long as nothing stands in the way. The caller holds the index's lock.
     """
     started = time.monotonic()
-    mirror = Mirror(catalog.database)
+    mirror = catalog.mirror
     async with _noting(mirror):
         beside = await _open_beside(catalog)
         try:
@@ -147,17 +148,14 @@ class _Walk:
         progress: ProgressCallback | None,
         *,
         certain: bool = False,
-        logged: set[str] | None = None,
     ) -> None:
-        """``certain``: a row that is not listed is gone, without asking, since nobody else adds rows. ``logged``: names
-        of objects that are no metadata at all, which were logged already."""
+        """``certain``: a row that is not listed is gone, without asking, since nobody else adds rows."""
         self._store = store
         self._mirror = mirror
         self._progress = progress
         self._certain = certain
         self._reading = asyncio.Semaphore(_AT_ONCE)
         self._started = time.monotonic()
-        self._logged = set() if logged is None else logged
         self._names: list[str] = []
         """Objects that are no metadata at all, by their names."""
         self._changed: set[bytes] = set()
@@ -192,7 +190,7 @@ class _Walk:
         if not wanted and not gone:
             return
         found: list[Row] = []
-        problems: list[tuple[bytes, str, str]] = []
+        problems: list[Problem] = []
         lost: list[bytes] = []
         await run_all((self._get(wish, found, problems, lost) for wish in wanted), at_once=_AT_ONCE)
         dropped = [*gone, *lost]
@@ -201,14 +199,12 @@ class _Walk:
         self._read += len(wanted)
         self._snapshots += sum(row.id not in left_out for row in found)
         listed = known.etags.keys() - known.problems - left_out
-        self._removed += len(listed.intersection([*dropped, *(snapshot_id for snapshot_id, _, _ in problems)]))
-        for snapshot_id, _, reason in problems:
-            if snapshot_id not in left_out:
-                log.warning("not listed: %s", reason)
+        self._removed += len(listed.intersection([*dropped, *(problem.id for problem in problems)]))
+        for problem in problems:
+            if problem.id not in left_out:
+                log.warning("not listed: %s", problem.reason)
 
-    async def _get(
-        self, snapshot_id: bytes, found: list[Row], problems: list[tuple[bytes, str, str]], lost: list[bytes]
-    ) -> None:
+    async def _get(self, snapshot_id: bytes, found: list[Row], problems: list[Problem], lost: list[bytes]) -> None:
         key = _key(snapshot_id)
         async with self._reading:
             try:
@@ -219,7 +215,7 @@ class _Walk:
         try:
             found.append(rows.pack(metadata.decode(key, body.content), body.etag))
         except MetadataInvalid as error:
-            problems.append((snapshot_id, body.etag, str(error)))
+            problems.append(Problem(snapshot_id, body.etag, str(error)))
 
     async def _gone(self, candidates: Sequence[bytes]) -> Sequence[bytes]:
         """Those of these that are not there: some stores list a new object only after a while."""
@@ -241,8 +237,8 @@ class _Walk:
             snapshot_id = id_of(info)
             if snapshot_id is None:
                 self._names.append(f"{info.key}: its name is no snapshot's id")
-                if info.key not in self._logged:
-                    self._logged.add(info.key)
+                if info.key not in self._mirror.logged:
+                    self._mirror.logged.add(info.key)
                     log.warning("not listed: %s", self._names[-1])
             else:
                 found[snapshot_id] = info
