@@ -2,11 +2,9 @@
 
 import contextlib
 import os
-import random
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,18 +16,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.peers import PROGRAMS, search_path
 from benchmarks.processes import Failed, cpu_seconds, environment
+from tests.servers import DIES_WITH_PARENT, WEED_PORTS, free_ports, remove_sockets, weed_options
 
-# Becomes the server, which the kernel ends with us, however we end.
-_DIES_WITH_US = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 _ATTEMPTS = 5
-_PORTS = 11
 
 
 class Traffic(NamedTuple):
@@ -109,39 +100,12 @@ def client(endpoint: str | None, access_key: str | None = None, secret_key: str 
 
 
 def _start(path: str, folder: Path) -> SeaweedFS:
-    ports = _free_ports(_PORTS)
-    s3, master, volume, filer, admin, metrics, *grpc = ports
-    options = {
-        "ip": "127.0.0.1",
-        "ip.bind": "127.0.0.1",
-        "dir": folder,
-        "metricsPort": metrics,
-        "s3.port": s3,
-        "s3.port.grpc": grpc[0],
-        "s3.port.iceberg": 0,
-        "s3.port.lance": 0,
-        "s3.localSocket": "s3.sock",  # in the working folder, since a socket's path has to be short
-        "s3.autoCreateBucket": "false",
-        "s3.allowDeleteBucketNotEmpty": "true",
-        "master.port": master,
-        "master.port.grpc": grpc[1],
-        "master.telemetry": "false",
-        "master.volumeSizeLimitMB": 512,
-        "volume.port": volume,
-        "volume.port.grpc": grpc[2],
-        "volume.max": 1000,
-        "volume.preStopSeconds": 0,
-        "filer.port": filer,
-        "filer.port.grpc": grpc[3],
-        "filer.localSocket": "filer.sock",
-        "admin.ui": "false",
-        "admin.port": admin,
-        "admin.port.grpc": grpc[4],
-        "webdav": "false",
-    }
+    ports = free_ports(WEED_PORTS + 1)
+    s3, metrics = ports[0], ports[-1]
+    options = weed_options(folder, ports[:-1]) | {"metricsPort": metrics, "s3.allowDeleteBucketNotEmpty": "true"}
     access, secret = secrets.token_hex(10), secrets.token_hex(20)
     keys = {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret}
-    dying = [sys.executable, "-I", "-S", "-c", _DIES_WITH_US, str(os.getpid())]
+    dying = [sys.executable, "-I", "-S", "-c", DIES_WITH_PARENT, str(os.getpid())]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*dying, path, "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in options.items())],
@@ -184,19 +148,4 @@ def _stop(server: SeaweedFS) -> None:
     except subprocess.TimeoutExpired:
         server.process.kill()
         server.process.wait()
-    for port in server.ports:  # it leaves some of these, whose folder cannot be chosen
-        for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
-            left.unlink(missing_ok=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Below those that clients get: else a connection can take one before the server does."""
-    with contextlib.ExitStack() as held:
-        ports: list[int] = []
-        while len(ports) < count:
-            trial = held.enter_context(socket.socket())
-            with contextlib.suppress(OSError):  # taken: try another
-                port = random.SystemRandom().randrange(10_000, 32_000)
-                trial.bind(("127.0.0.1", port))
-                ports.append(port)
-        return ports
+    remove_sockets(server.ports)

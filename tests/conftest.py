@@ -9,6 +9,7 @@ import botocore.loaders  # type: ignore[import-untyped]
 import pytest
 
 from snapstore import SnapStore
+from snapstore.aio import Workers
 from tests import servers
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -20,6 +21,13 @@ BUCKET = "snapshots"
 async def store(tmp_path: Path) -> AsyncIterator[SnapStore]:
     async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db") as opened:
         yield opened
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    made = Workers(4, "test")
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 READY_SECONDS = 30.0
 STOP_SECONDS = 5.0
 ATTEMPTS = 5
+WEED_PORTS = 10
 
 # Becomes the server, which is then killed when the thread that started it ends, however it ends. This is a program of
 # its own, not a `preexec_fn`, since that can deadlock in a process with threads.
@@ -125,6 +126,45 @@ def use(server: Server, monkeypatch: Any) -> None:
         monkeypatch.setenv(name, os.devnull)
 
 
+def weed_options(folder: Path, ports: Sequence[int]) -> dict[str, object]:
+    """Of ``weed mini``, its data in ``folder``; the first of the `WEED_PORTS` is that of S3."""
+    s3, master, volume, filer, admin, *grpc = ports
+    return {
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "dir": folder,
+        "s3.port": s3,
+        "s3.port.grpc": grpc[0],
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "s3.localSocket": "s3.sock",  # in the working folder, since a socket's path has to be short
+        "s3.autoCreateBucket": "false",
+        "s3.allowDeleteBucketNotEmpty": "false",
+        "master.port": master,
+        "master.port.grpc": grpc[1],
+        "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 512,
+        "volume.port": volume,
+        "volume.port.grpc": grpc[2],
+        "volume.max": 1000,
+        "volume.preStopSeconds": 0,
+        "filer.port": filer,
+        "filer.port.grpc": grpc[3],
+        "filer.localSocket": "filer.sock",
+        "admin.ui": "false",
+        "admin.port": admin,
+        "admin.port.grpc": grpc[4],
+        "webdav": "false",
+    }
+
+
+def remove_sockets(ports: Iterable[int]) -> None:
+    """SeaweedFS leaves some of these, whose folder cannot be chosen."""
+    for port in ports:
+        for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+            left.unlink(missing_ok=True)
+
+
 @contextmanager
 def seaweedfs(folder: Path, *, tls: Certificate | None = None) -> Iterator[Server]:
     """SeaweedFS, all of it in one process: the S3 server with every feature that the store uses."""
@@ -133,34 +173,7 @@ def seaweedfs(folder: Path, *, tls: Certificate | None = None) -> Iterator[Serve
 
     def command(ports: Sequence[int], access: str, secret: str) -> Command:
         used.extend(ports)
-        s3, master, volume, filer, admin, *grpc = ports
-        options = {
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
-            "dir": _made(folder / "data"),
-            "s3.port": s3,
-            "s3.port.grpc": grpc[0],
-            "s3.port.iceberg": 0,
-            "s3.port.lance": 0,
-            "s3.localSocket": "s3.sock",  # in the working folder, since a socket's path has to be short
-            "s3.autoCreateBucket": "false",
-            "s3.allowDeleteBucketNotEmpty": "false",
-            "master.port": master,
-            "master.port.grpc": grpc[1],
-            "master.telemetry": "false",
-            "master.volumeSizeLimitMB": 512,
-            "volume.port": volume,
-            "volume.port.grpc": grpc[2],
-            "volume.max": 1000,
-            "volume.preStopSeconds": 0,
-            "filer.port": filer,
-            "filer.port.grpc": grpc[3],
-            "filer.localSocket": "filer.sock",
-            "admin.ui": "false",
-            "admin.port": admin,
-            "admin.port.grpc": grpc[4],
-            "webdav": "false",
-        }
+        options = weed_options(_made(folder / "data"), ports)
         if tls:
             options |= {"s3.cert.file": tls.cert_file, "s3.key.file": tls.key_file}
         environment = {
@@ -172,12 +185,10 @@ def seaweedfs(folder: Path, *, tls: Certificate | None = None) -> Iterator[Serve
         return Command([str(_program("weed")), "-logtostderr=true", "mini", *arguments], environment)
 
     try:
-        with _started(folder, 10, command, tls) as server:
+        with _started(folder, WEED_PORTS, command, tls) as server:
             yield server
     finally:
-        for port in used:  # it leaves some of these, whose folder cannot be chosen
-            for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
-                left.unlink(missing_ok=True)
+        remove_sockets(used)
 
 
 @contextmanager
@@ -356,7 +367,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "TMPDIR": str(folder)}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Free ports, below those that clients get: else a connection can take one before the server does."""
     with ExitStack() as held:
         ports: list[int] = []
@@ -384,7 +395,7 @@ def _started(
     access, secret = f"{account}AK{secrets.token_hex(8).upper()}", secrets.token_hex(20)
     log = _made(folder) / "server.log"
     for attempt in range(1, ATTEMPTS + 1):
-        chosen = _free_ports(ports)
+        chosen = free_ports(ports)
         program, environment = command(chosen, access, secret)
         with log.open("wb") as output:
             process = subprocess.Popen(

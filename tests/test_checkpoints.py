@@ -141,13 +141,6 @@ def all_rows(bucket: Bucket) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture
-def workers() -> Iterator[Workers]:
-    made = Workers(4, "test")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def bucket() -> Bucket:
     return Bucket()
 

@@ -8,10 +8,8 @@ import asyncio
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,15 +30,9 @@ from snapstore.aio import Workers
 from snapstore.index import database, migrations
 from snapstore.index.catalog import Catalog
 from snapstore.index.queries import Query, page_statement
+from tests.scripts import script
 
 URL = "file:///somewhere"
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    made = Workers(1, "test")
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -597,16 +589,7 @@ def test_many_processes_share_one_index(tmp_path: Path) -> None:
     """They make it together, too; each opens and closes it again and again."""
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "file").write_text("x")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path), str(number)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(10)
-    ]
+    processes = [script(WORKER, tmp_path, number) for number in range(10)]
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("go")

@@ -31,9 +31,9 @@ from snapstore.cli.commands import app as command_line
 from snapstore.engine import opened as engine
 from snapstore.storage.base import Body, ObjectStore
 from snapstore.storage.urls import open_store
-from tests import servers
+from tests import places, servers
 from tests.conftest import BUCKET
-from tests.servers import Server
+from tests.places import place_of, server_of
 from tests.trees import Description, describe, differences, write
 
 
@@ -75,17 +75,7 @@ ODD_KEYS = {OLDER[2]: 5, OLDER[3]: 5, OLDER[4]: 6, OLDER[5]: 6}
 """Those whose keys have more than four parts, and how many."""
 
 
-class Place(NamedTuple):
-    """A store of one test's own, our nodes on it, and what is there behind their backs."""
-
-    url: str
-    indexes: Path
-    raw: ObjectStore
-    server: Server | None
-
-    def node(self, name: str = "one", **options: Any) -> SnapStore:
-        return SnapStore.open(self.url, index=self.indexes / f"{name}.db", **options)
-
+class Place(places.Place):
     async def put(self, key: str, body: bytes) -> None:
         await self.raw.put(key, body)
 
@@ -116,13 +106,8 @@ class Place(NamedTuple):
 
 @pytest.fixture(params=["folder", "seaweedfs"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
-    url, server = str(tmp_path / "store"), None
-    if request.param == "seaweedfs":
-        server = request.getfixturevalue("seaweedfs")
-        url = f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    raw = await open_store(url)
-    yield Place(url, tmp_path, raw, server)
-    await raw.aclose()
+    async with place_of(Place, tmp_path, server_of(request)) as made:
+        yield made
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,15 +26,9 @@ from snapstore.index.file import remember_damage
 from snapstore.index.mirror import Mirror
 from snapstore.index.queries import Query, page_statement, rarity_statement
 from snapstore.keys import id_bytes
+from tests.scripts import said, script
 
 APPS = 50
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    made = Workers(4, "test")
-    yield made
-    made.close()
 
 
 @contextlib.asynccontextmanager
@@ -128,19 +122,9 @@ async def test_readers_of_other_processes_meet_the_old_state_or_the_new_one_and_
     index = tmp_path / "index.db"
     async with opened(index, "file:///x", workers) as catalog:
         await catalog.put(of(0))
-        readers = [
-            subprocess.Popen(
-                [sys.executable, "-c", READER, str(index), str(total)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=Path(__file__).parents[1],
-            )
-            for _ in range(2)
-        ]
+        readers = [script(READER, index, total) for _ in range(2)]
         for reader in readers:
-            assert reader.stdout is not None
-            assert await asyncio.to_thread(reader.stdout.readline) == "reading\n"
+            assert await said(reader) == "reading\n"
         for version in range(1, 6):
             async with opened(tmp_path / "beside.db", "file:///x", workers) as beside:
                 await beside.put(of(version))
@@ -177,14 +161,8 @@ async def test_another_process_lists_all_the_time_that_an_index_is_rebuilt(tmp_p
     async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db") as store:
         for _ in range(20):
             await store.create("blog", tmp_path / "app", labels=["owner:1"])
-        lister = subprocess.Popen(
-            [sys.executable, "-c", LISTER, str(tmp_path), "20"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert lister.stdout is not None
-        assert await asyncio.to_thread(lister.stdout.readline) == "reading\n"
+        lister = script(LISTER, tmp_path, 20)
+        assert await said(lister) == "reading\n"
         for _ in range(8):
             assert (await store.rebuild()).snapshots == 20
         (tmp_path / "stop").touch()

@@ -7,30 +7,21 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from snapstore import InvalidInput, MetadataInvalid, Snapshot, SnapshotNotFound, SnapStore, UnsupportedFormat, keys
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.storage.base import ObjectInfo
 from snapstore.storage.local import LocalStore
-from snapstore.storage.urls import open_store
-from tests.conftest import BUCKET
+from tests import places
+from tests.places import place_of, server_of
 
 OLDER = "11111111-1111-4111-8111-111111111111"
 LABELS = ("owner:42", "tier:gold", "plain", "owner:43")
 
 
-class Place(NamedTuple):
-    """Where the snapshots are, and what is there behind the nodes' backs."""
-
-    url: str
-    indexes: Path
-    raw: ObjectStore
-
-    def node(self, name: str = "one") -> SnapStore:
-        return SnapStore.open(self.url, index=self.indexes / f"{name}.db")
-
+class Place(places.Place):
     async def body(self, snapshot_id: str) -> bytes:
         return (await self.raw.get(keys.metadata_key(snapshot_id))).content
 
@@ -46,29 +37,17 @@ class Place(NamedTuple):
         await self.raw.put(keys.metadata_key(snapshot_id), body)
 
 
-async def opened(url: str, tmp_path: Path) -> AsyncIterator[Place]:
-    raw = await open_store(url)
-    try:
-        yield Place(url, tmp_path, raw)
-    finally:
-        await raw.aclose()
-
-
 @pytest.fixture
 async def folder(tmp_path: Path) -> AsyncIterator[Place]:
-    async for place in opened(str(tmp_path / "store"), tmp_path):
-        yield place
+    async with place_of(Place, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture(params=["folder", "seaweedfs"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
     """On either kind of store that knows conditional writes."""
-    url = str(tmp_path / "store")
-    if request.param == "seaweedfs":
-        request.getfixturevalue("seaweedfs")
-        url = f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    async for place in opened(url, tmp_path):
-        yield place
+    async with place_of(Place, tmp_path, server_of(request)) as made:
+        yield made
 
 
 @pytest.fixture
@@ -393,13 +372,21 @@ class SlowAnswer:
         monkeypatch.setattr(LocalStore, "put", late)
 
 
+async def relabelled_slowly(
+    node: SnapStore, snapshot_id: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[SlowAnswer, "asyncio.Task[Snapshot]"]:
+    """A relabel that the store has done, and not answered yet."""
+    slow = SlowAnswer(monkeypatch)
+    changing = asyncio.create_task(node.relabel(snapshot_id, add=["slow"]))
+    await slow.applied.wait()
+    return slow, changing
+
+
 async def test_an_answer_that_comes_late_does_not_undo_the_index(
     node: SnapStore, app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await node.create("blog", app)
-    slow = SlowAnswer(monkeypatch)
-    first = asyncio.create_task(node.relabel(made.id, add=["slow"]))
-    await slow.applied.wait()
+    slow, first = await relabelled_slowly(node, made.id, monkeypatch)
     second = asyncio.create_task(node.relabel(made.id, add=["quick"]))
     await asyncio.wait([second], timeout=0.3)  # it may also wait for its turn
     slow.answer.set()
@@ -412,9 +399,7 @@ async def test_an_answer_that_comes_late_does_not_bring_a_deleted_snapshot_back(
     node: SnapStore, app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await node.create("blog", app)
-    slow = SlowAnswer(monkeypatch)
-    first = asyncio.create_task(node.relabel(made.id, add=["slow"]))
-    await slow.applied.wait()
+    slow, first = await relabelled_slowly(node, made.id, monkeypatch)
     second = asyncio.create_task(node.delete(made.id))
     await asyncio.wait([second], timeout=0.3)  # it may also wait for its turn
     slow.answer.set()
@@ -427,9 +412,7 @@ async def test_a_cancelled_change_waits_for_its_answer_no_longer_than_it_may(
 ) -> None:
     monkeypatch.setattr("snapstore.aio.TIDY_SECONDS", 0.05)
     made = await node.create("blog", app)
-    slow = SlowAnswer(monkeypatch)
-    changing = asyncio.create_task(node.relabel(made.id, add=["slow"]))
-    await slow.applied.wait()
+    _, changing = await relabelled_slowly(node, made.id, monkeypatch)
     changing.cancel()
     async with asyncio.timeout(30):
         with pytest.raises(asyncio.CancelledError):
@@ -443,9 +426,7 @@ async def test_a_change_that_waits_for_its_turn_is_cancelled_at_once(
     folder: Place, node: SnapStore, app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await node.create("blog", app)
-    slow = SlowAnswer(monkeypatch)
-    first = asyncio.create_task(node.relabel(made.id, add=["slow"]))
-    await slow.applied.wait()
+    slow, first = await relabelled_slowly(node, made.id, monkeypatch)
     waiting = [
         asyncio.create_task(node.relabel(made.id, add=["never"])),
         asyncio.create_task(node.delete(made.id)),

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pytest
@@ -26,25 +26,16 @@ from snapstore.engine import salvage
 from snapstore.errors import ArchiveDamaged
 from snapstore.index.archives import Archives
 from snapstore.model import Extent
-from snapstore.storage.base import Body, ObjectStore
-from snapstore.storage.urls import open_store
-from tests.conftest import BUCKET
+from snapstore.storage.base import Body
+from tests import places
+from tests.places import place_of, server_of
 from tests.test_changing import Reads
 from tests.trees import Description, describe, differences, write
 
 Objects = dict[str, bytes]
 
 
-class Place(NamedTuple):
-    """A store of one test's own, our nodes on it, and what is there behind their backs."""
-
-    url: str
-    indexes: Path
-    raw: ObjectStore
-
-    def node(self, name: str = "one", **options: Any) -> SnapStore:
-        return SnapStore.open(self.url, index=self.indexes / f"{name}.db", **options)
-
+class Place(places.Place):
     async def objects(self) -> Objects:
         return {info.key: (await self.raw.get(info.key)).content async for page in self.raw.list() for info in page}
 
@@ -53,26 +44,16 @@ class Place(NamedTuple):
             await self.raw.delete(f"_metadata/{snapshot.id}")
 
 
-async def opened(url: str, tmp_path: Path) -> AsyncIterator[Place]:
-    raw = await open_store(url)
-    yield Place(url, tmp_path, raw)
-    await raw.aclose()
-
-
 @pytest.fixture
 async def folder(tmp_path: Path) -> AsyncIterator[Place]:
-    async for place in opened(str(tmp_path / "store"), tmp_path):
-        yield place
+    async with place_of(Place, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture(params=["folder", "seaweedfs"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
-    url = str(tmp_path / "store")
-    if request.param == "seaweedfs":
-        request.getfixturevalue("seaweedfs")
-        url = f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    async for place in opened(url, tmp_path):
-        yield place
+    async with place_of(Place, tmp_path, server_of(request)) as made:
+        yield made
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import asyncio
 import logging
 import os
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -23,13 +21,14 @@ from benchmarks.fleet import FleetStore
 from snapstore import InvalidInput, Progress, SnapStore, StorageError, keys
 from snapstore.aio import Workers
 from snapstore.engine import opened as engine
+from snapstore.engine.shared import Asked
 from snapstore.index import sync as index_sync
 from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
-from snapstore.index.shared import Asked
 from snapstore.keys import METADATA_PREFIX
 from snapstore.storage.base import ObjectInfo, ObjectStore
-from snapstore.storage.urls import open_store
+from tests.places import wrapped
+from tests.scripts import said, script
 
 HOUR = timedelta(hours=1)
 
@@ -67,15 +66,7 @@ class Counted:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Counted]:
-    """The stores that are opened from now on."""
-    made: list[Counted] = []
-
-    async def open_counted(*args: Any, **options: Any) -> Counted:
-        made.append(Counted(await open_store(*args, **options)))
-        return made[-1]
-
-    monkeypatch.setattr(engine, "open_store", open_counted)
-    return made
+    return wrapped(monkeypatch, Counted)
 
 
 @pytest.fixture
@@ -318,11 +309,8 @@ async def test_all_who_share_one_that_fails_are_told_and_the_next_is_made_anew(
 
 
 async def test_one_that_is_killed_while_it_has_its_turn_frees_it(one: SnapStore, tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, one.index], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
-    )
-    assert holder.stdout is not None
-    assert await asyncio.to_thread(holder.stdout.readline) == "held\n"
+    holder = script(HOLDER, one.index)
+    assert await said(holder) == "held\n"
     waiting = asyncio.create_task(one.sync())
     await settled()
     assert not waiting.done()
@@ -581,19 +569,9 @@ async def test_four_processes_that_wait_for_their_turn_share_one_listing(tmp_pat
     async with opening(tmp_path, "two.db") as two, opening(tmp_path) as one:
         await two.create("blog", folder)
         async with turn(one.index):
-            processes = [
-                subprocess.Popen(
-                    [sys.executable, "-c", SYNCER, str(tmp_path)],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    cwd=Path(__file__).parents[1],
-                )
-                for _ in range(4)
-            ]
+            processes = [script(SYNCER, tmp_path) for _ in range(4)]
             for process in processes:
-                assert process.stdout is not None
-                assert await asyncio.to_thread(process.stdout.readline) == "asked\n"
+                assert await said(process) == "asked\n"
         ended = [await asyncio.to_thread(process.communicate) for process in processes]
     assert [errors for _, errors in ended if errors] == []
     counts = [tuple(map(int, output.split())) for output, _ in ended]
@@ -646,15 +624,7 @@ asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
 def test_ten_processes_list_create_and_sync_on_one_index(tmp_path: Path, folder: Path) -> None:
     """For six seconds, or as many as SNAPSTORE_SOAK says: not one of them is told that the index is locked."""
     seconds = os.environ.get("SNAPSTORE_SOAK", "6")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SOAKED, str(tmp_path), str(number), seconds],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(10)
-    ]
+    processes = [script(SOAKED, tmp_path, number, seconds) for number in range(10)]
     ended = [process.communicate(timeout=240) for process in processes]
     assert [errors for _, errors in ended if errors] == []
     total = sum(int(output) for output, _ in ended)

@@ -12,6 +12,7 @@ from snapstore import SnapStore, StorageError
 from snapstore.engine import opened as engine
 from snapstore.storage.base import ObjectInfo, ObjectStore
 from snapstore.storage.urls import open_store
+from tests.places import wrapped
 
 
 class Watched:
@@ -47,15 +48,7 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
-    """The stores that are opened from now on."""
-    opened: list[Watched] = []
-
-    async def open_watched(*args: Any, **kwargs: Any) -> Watched:
-        opened.append(Watched(await open_store(*args, **kwargs)))
-        return opened[-1]
-
-    monkeypatch.setattr(engine, "open_store", open_watched)
-    return opened
+    return wrapped(monkeypatch, Watched)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from snapstore.engine import opened as engine
 from snapstore.keys import METADATA_PREFIX, metadata_key
 from snapstore.storage.base import ObjectInfo, ObjectStore
 from snapstore.storage.local import LocalStore
-from snapstore.storage.urls import open_store
+from tests.places import wrapped
 
 Hook = Callable[[str, str], Awaitable[None]]
 """What is done at a request, of which kind and for which key."""
@@ -74,15 +74,8 @@ class Hooked:
 @contextlib.contextmanager
 def hooked_stores() -> Any:
     """The stores that are opened meanwhile, in their order."""
-    made: list[Hooked] = []
-
-    async def open_hooked(*args: Any, **options: Any) -> Hooked:
-        made.append(Hooked(await open_store(*args, **options)))
-        return made[-1]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "open_store", open_hooked)
-        yield made
+        yield wrapped(patch, Hooked)
 
 
 @pytest.fixture
@@ -502,13 +495,21 @@ async def test_a_create_whose_row_comes_while_a_sync_runs_is_not_listed_where_it
         assert await indexed(beside) == await held(tmp_path / "store")
 
 
+async def overtaken(
+    one: SnapStore, beside: SnapStore, folder: Path, hooked: Hooked
+) -> tuple[asyncio.Task[Any], asyncio.Event]:
+    """A relabel by ``one`` that is held back after the store has done it, and one by ``beside`` that came later."""
+    made = (await one.create("blog", folder)).id
+    task, release = await held_back(one.relabel(made, add=["first"]), hooked)
+    await beside.relabel(made, add=["second"])
+    return task, release
+
+
 async def test_a_relabel_whose_row_comes_while_a_sync_runs_does_not_undo_a_later_one(
     hooked: list[Hooked], tmp_path: Path, folder: Path
 ) -> None:
     async with opening(tmp_path) as one, opening(tmp_path) as beside:
-        made = (await one.create("blog", folder)).id
-        task, release = await held_back(one.relabel(made, add=["first"]), hooked[0])
-        await beside.relabel(made, add=["second"])
+        task, release = await overtaken(one, beside, folder, hooked[0])
         answering_once_known(beside, task, release)
         await beside.sync()
         assert await indexed(beside) == await held(tmp_path / "store")
@@ -535,9 +536,7 @@ async def test_a_change_that_came_too_late_for_one_sync_is_put_right_by_the_next
     hooked: list[Hooked], tmp_path: Path, folder: Path
 ) -> None:
     async with opening(tmp_path) as one, opening(tmp_path) as beside:
-        made = (await one.create("blog", folder)).id
-        task, release = await held_back(one.relabel(made, add=["first"]), hooked[0])
-        await beside.relabel(made, add=["second"])
+        task, release = await overtaken(one, beside, folder, hooked[0])
         release.set()
         await task
         await beside.sync()

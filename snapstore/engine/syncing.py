@@ -10,12 +10,12 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from snapstore.aio import drop
+from snapstore.engine.shared import Asked, Shared
 from snapstore.errors import SnapstoreError, StorageError
 from snapstore.index import checkpoints, sync
 from snapstore.index.archives import Archives
 from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
-from snapstore.index.shared import Asked, Shared
 from snapstore.model import CheckpointReport, ProgressCallback, SyncReport
 from snapstore.storage.base import ObjectStore
 
