@@ -117,7 +117,7 @@ def serving(
     options += ["--loop", loop]
     options += ["--timeout-worker-healthcheck", "60"]  # on a busy machine, too
     for attempt in range(1, servers.ATTEMPTS + 1):
-        (port,) = servers._free_ports(1)
+        (port,) = servers.free_ports(1)
         command = [sys.executable, "-m", "uvicorn", "probed:app", "--port", str(port), *options]
         with (base / "service.log").open("ab") as log:
             process = subprocess.Popen(

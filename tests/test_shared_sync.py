@@ -316,8 +316,7 @@ async def test_one_that_is_killed_while_it_has_its_turn_frees_it(one: SnapStore,
     assert not waiting.done()
     holder.kill()
     assert (await waiting).snapshots == 0
-    holder.wait()
-    holder.stdout.close()
+    holder.communicate()
 
 
 HOLDER = """
