@@ -10,6 +10,7 @@ Every one is a context manager that gives a `Server` once it answers, and stops 
 import os
 import random
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +26,10 @@ READY_SECONDS = 30.0
 STOP_SECONDS = 5.0
 ATTEMPTS = 5
 WEED_PORTS = 10
+
+_ROOM = 0.05
+_MEMORY = Path("/dev/shm")
+_MEMORY_ROOM = 2 << 30
 
 # Becomes the server, which is then killed when the thread that started it ends, however it ends. This is a program of
 # its own, not a `preexec_fn`, since that can deadlock in a process with threads.
@@ -170,10 +175,12 @@ def seaweedfs(folder: Path, *, tls: Certificate | None = None) -> Iterator[Serve
     """SeaweedFS, all of it in one process: the S3 server with every feature that the store uses."""
 
     used: list[int] = []
+    stack = ExitStack()
+    data = stack.enter_context(roomy(_made(folder)))
 
     def command(ports: Sequence[int], access: str, secret: str) -> Command:
         used.extend(ports)
-        options = weed_options(_made(folder / "data"), ports)
+        options = weed_options(_made(data / "data"), ports)
         if tls:
             options |= {"s3.cert.file": tls.cert_file, "s3.key.file": tls.key_file}
         environment = {
@@ -184,11 +191,20 @@ def seaweedfs(folder: Path, *, tls: Certificate | None = None) -> Iterator[Serve
         arguments = [f"-{name}={value}" for name, value in options.items()]
         return Command([str(_program("weed")), "-logtostderr=true", "mini", *arguments], environment)
 
-    try:
-        with _started(folder, WEED_PORTS, command, tls) as server:
-            yield server
-    finally:
-        remove_sockets(used)
+    with stack:
+        stack.callback(remove_sockets, used)
+        yield stack.enter_context(_started(folder, WEED_PORTS, command, tls))
+
+
+@contextmanager
+def roomy(folder: Path) -> Iterator[Path]:
+    """`folder`, or one in memory where its disk is nearly full: below one percent free SeaweedFS takes no writes."""
+    usage = shutil.disk_usage(folder)
+    if usage.free >= usage.total * _ROOM or not _MEMORY.is_dir() or shutil.disk_usage(_MEMORY).free < _MEMORY_ROOM:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="snapstore-", dir=_MEMORY) as inside:
+        yield Path(inside)
 
 
 @contextmanager

@@ -614,7 +614,11 @@ async def fails(key: str) -> None:
 
 @pytest.mark.parametrize("end", ["succeeds", "fails", "is cancelled"])
 @pytest.mark.parametrize("call", ["create", "restore"])
-async def test_what_was_admitted_is_given_back_however_it_ends(house: House, call: str, end: str) -> None:
+async def test_what_was_admitted_is_given_back_however_it_ends(
+    house: House, call: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snapstore.aio.TIDY_SECONDS", 0.1)
+
     async def work() -> None:
         if call == "create":
             await house.create()

@@ -128,7 +128,7 @@ async def test_readers_of_other_processes_meet_the_old_state_or_the_new_one_and_
         for version in range(1, 6):
             async with opened(tmp_path / "beside.db", "file:///x", workers) as beside:
                 await beside.put(of(version))
-            await workers.run(replacement.replace, str(index), str(tmp_path / "beside.db"))
+            await workers.run(replacement.replace, str(index), str(tmp_path / "beside.db"), lambda _: None)
             assert {one.labels for one in await all_of(catalog)} == {("x", f"version:{version}")}
         (tmp_path / "index.db-stop").touch()
         for reader in readers:
@@ -269,7 +269,7 @@ async def test_what_another_process_changes_during_a_rebuild_is_carried_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "app").mkdir()
-    fill = sync.fill
+    fill = sync._fill
 
     async def fill_and_wait(*args: Any) -> Any:
         """The new index is whole, and does not have what comes now."""
@@ -283,7 +283,7 @@ async def test_what_another_process_changes_during_a_rebuild_is_carried_over(
 
     async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db") as store:
         made = [(await store.create("blog", tmp_path / "app")).id for _ in range(4)]
-        monkeypatch.setattr(sync, "fill", fill_and_wait)
+        monkeypatch.setattr(sync, "_fill", fill_and_wait)
         assert (await store.rebuild()).snapshots == 4
         gone, relabelled = made[3], made[2]
         assert {one.id async for one in store.list()} == set(made) - {gone}
@@ -308,7 +308,7 @@ async def carried(tmp_path: Path, workers: Workers, *, same_time: bool, order: i
         came = Snapshot(id=str(uuid.uuid4()), app="came", created_at=start, labels=("b",))
         await old.put([(came, "after")])
         await new.aclose()
-        await workers.run(replacement.replace, str(tmp_path / "index.db"), str(tmp_path / "new.db"))
+        await workers.run(replacement.replace, str(tmp_path / "index.db"), str(tmp_path / "new.db"), lambda _: None)
         found = {one.id: (one.app, one.labels) for one in await all_of(old)}
         assert found == {
             made[0].id: ("renamed", ("a:1",)),

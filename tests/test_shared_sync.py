@@ -320,12 +320,15 @@ async def test_one_that_is_killed_while_it_has_its_turn_frees_it(one: SnapStore,
 
 
 HOLDER = """
-import sys, time
-from snapstore.index.lock import locked
+import asyncio, sys, time
+from snapstore.index.lock import turn
 
-with locked(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
+async def main():
+    async with turn(sys.argv[1]):
+        print("held", flush=True)
+        time.sleep(60)
+
+asyncio.run(main())
 """
 
 

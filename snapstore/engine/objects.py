@@ -77,7 +77,7 @@ async def relabel(
             raise UnsupportedFormat(snapshot.id, before.format, FORMAT)
         labels = change(before.labels)
         if tuple(labels) == before.labels:
-            await catalog.put([(before, body.etag)])
+            await catalog.update(before, body.etag)
             return before
         content = metadata.relabelled(body.content, labels)
         after = metadata.decode(key, content)  # before it is written: what nobody could read must not be
@@ -87,7 +87,7 @@ async def relabel(
             if attempt == _RELABEL_ATTEMPTS - 1:
                 raise
             continue
-        await catalog.put([(after, info.etag)])
+        await catalog.update(after, info.etag)
         return after
     raise AssertionError("unreachable")
 

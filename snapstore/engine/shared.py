@@ -55,6 +55,10 @@ class Shared(Generic[T]):
         self._work = work
         self._next: _Run[T] | None = None
 
+    @property
+    def idle(self) -> bool:
+        return self._next is None or self._next.task.done()
+
     async def join(self, listener: ProgressCallback | None = None) -> T:
         """What the work gives. When all who share a run are cancelled, so is the run, and its end is waited for."""
         run = self._next

@@ -44,17 +44,29 @@ class Syncing:
         if await self._catalog.is_filled():
             return
         async with turn(self._catalog.path):
-            if not await self._catalog.is_filled():
-                await sync.fill(self._store, self._catalog)
+            await self._fill(None)
+
+    async def _fill(self, progress: ProgressCallback | None) -> SyncReport | None:
+        if await self._catalog.is_filled():
+            return None
+        report = await sync.rebuild(self._store, self._catalog, progress)
+        await self._catalog.is_filled()
+        return report
 
     async def sync(self, recent: timedelta | None, progress: ProgressCallback | None) -> SyncReport:
         """Shared with whoever wants the same now, in this process and in others."""
         shared = self._shared.setdefault(recent, Shared(lambda asked: self._sync(recent, asked)))
-        return await shared.join(progress)
+        try:
+            return await shared.join(progress)
+        finally:
+            if shared.idle:
+                self._shared.pop(recent, None)
 
     async def _sync(self, recent: timedelta | None, asked: Asked) -> SyncReport:
         async with turn(self._catalog.path):
             asked.close()
+            if (report := await self._fill(asked.tell)) is not None:
+                return report
             last = await self._catalog.mirror.last(whole=True)
             if last is not None and asked.latest < last <= datetime.now(UTC):
                 # Another process began a whole one after we had asked, and has ended it while we waited for our turn.
@@ -77,7 +89,8 @@ class Syncing:
 
     async def checkpoint(self, progress: ProgressCallback | None) -> CheckpointReport:
         async with turn(self._catalog.path):
-            await sync.sync(self._store, self._catalog, progress)
+            if await self._fill(progress) is None:
+                await sync.sync(self._store, self._catalog, progress)
             return await checkpoints.write(self._store, self._catalog, progress)
 
     async def _checkpoint_if_worth_it(self) -> None:

@@ -61,12 +61,13 @@ class Archives:
         """Keys that cut the bucket into parts of about one size, for as many listings at once."""
         if self._store.listings == 1:
             return []
-        counts = sorted((keys.encode(count.name), count.snapshots) for count in await self._catalog.apps())
+        # By what archives' names begin with: the colon comes after some of what an app's name may go on with.
+        counts = sorted((f"{keys.encode(count.name)}:", count.snapshots) for count in await self._catalog.apps())
         step = max(1000, -(-sum(count for _, count in counts) // self._store.listings))
         edges, passed = [], 0
         for name, count in counts:
             if passed + count >= step:
-                edges.append(f"{name}:")
+                edges.append(name)
                 passed = 0
             passed += count
         return edges

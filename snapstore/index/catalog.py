@@ -1,6 +1,9 @@
 """The label index as calls use it: what is listed, and the changes that calls make to it themselves."""
 
+import asyncio
 import os
+import random
+import time
 from collections.abc import Collection, Iterable, Sequence
 from uuid import UUID
 
@@ -8,13 +11,14 @@ from aiosqlite import Connection
 
 from snapstore.aio import Workers
 from snapstore.errors import AmbiguousId
-from snapstore.index import changes, rows
-from snapstore.index.database import Database
-from snapstore.index.file import prepare, size
+from snapstore.index import changes, file, rows
+from snapstore.index.database import Database, Incomplete
+from snapstore.index.lock import turn
 from snapstore.index.mirror import Mirror
-from snapstore.index.queries import SELECT, Query, page_statement, rarity_statement
+from snapstore.index.queries import COLUMNS, SELECT, Query, page_statement, rarity_statement
 from snapstore.model import Count, IndexStatus, Page, Snapshot
 
+_ONE = f"SELECT {COLUMNS} FROM snapshot s JOIN app a USING (app) WHERE s.id = ?"
 _FIELDS = "url, synced, (SELECT count(*) FROM problem), (SELECT user_version FROM pragma_user_version)"
 
 
@@ -34,8 +38,15 @@ class Catalog:
         CatalogTooNew, CatalogMismatch for another store's index or another program's file, CatalogError.
         """
         path = await workers.run(os.path.abspath, path)
-        await workers.run(prepare, path, store_url)
-        return cls(Database(path), workers, store_url)
+        deadline = time.monotonic() + file.PATIENCE
+        while True:
+            try:
+                await _prepare(path, store_url, workers)
+                return cls(Database(path), workers, store_url)
+            except file.Locked as error:
+                if time.monotonic() > deadline:
+                    raise file.busy(path) from error
+            await asyncio.sleep(random.uniform(0.001, 0.02))
 
     @property
     def path(self) -> str:
@@ -46,7 +57,11 @@ class Catalog:
 
     async def is_filled(self) -> bool:
         """Whether it has held all of its bucket once."""
-        return bool((await self.database.fetch("SELECT filled FROM store"))[0][0])
+        try:
+            self.database.complete = bool((await self.database.fetch("SELECT filled FROM store"))[0][0])
+        except Incomplete:
+            return False
+        return self.database.complete
 
     async def page(self, query: Query, limit: int, cursor: str | None = None) -> Page:
         """Up to ``limit`` snapshots that fit, newest first, going on from ``cursor``. InvalidInput for a bad one."""
@@ -111,17 +126,29 @@ class Catalog:
             covered=covered.get(1, 0),
             problems=problems,
             synced_at=None if synced is None else rows.moment(synced),
-            size=await self.workers.run(size, self.path),
+            size=await self.workers.run(file.size, self.path),
             schema=schema,
         )
 
     async def put(self, entries: Sequence[tuple[Snapshot, str]]) -> None:
-        """Add snapshots that we made or changed, with their metadata's ETags, or bring them up to date."""
+        """Add snapshots that we made, with their metadata's ETags."""
         found = [rows.pack(snapshot, etag) for snapshot, etag in entries]
 
         async def change(connection: Connection) -> None:
             await changes.put(connection, found)
             await changes.note(connection, [row.id for row in found])
+
+        await self.database.change(change)
+
+    async def update(self, snapshot: Snapshot, etag: str) -> None:
+        """Bring a snapshot that we changed up to date, unless another process has changed or deleted it since."""
+        row = rows.pack(snapshot, etag)
+
+        async def change(connection: Connection) -> None:
+            there = await connection.execute_fetchall(_ONE, [row.id])
+            if any(rows.unpack(before).revision <= snapshot.revision for before in there):
+                await changes.put(connection, [row])
+            await changes.note(connection, [row.id])
 
         await self.database.change(change)
 
@@ -134,3 +161,11 @@ class Catalog:
             await changes.note(connection, gone)
 
         await self.database.change(change)
+
+
+async def _prepare(path: str, store_url: str, workers: Workers) -> None:
+    try:
+        await workers.run(file.prepare, path, store_url)
+    except file.Damaged:
+        async with turn(path):
+            await workers.run(file.prepare_or_replace, path, store_url)

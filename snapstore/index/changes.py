@@ -23,19 +23,20 @@ async def put(connection: Connection, found: Sequence[Row], checkpoint: int | No
     """Add these rows, or bring them up to date; ``checkpoint`` is the one that has them."""
     if not found:
         return
-    await connection.executemany("INSERT OR IGNORE INTO app (name) VALUES (?)", {(row.app,) for row in found})
-    await connection.executemany(
-        "INSERT OR IGNORE INTO label (name) VALUES (?)", {(name,) for row in found for name in row.labels}
-    )
+    # First all that goes: with it go the names that nothing else has.
     await connection.executemany(
         "DELETE FROM snapshot WHERE id = ?1 AND position NOT BETWEEN ?2 AND ?2 + 1000000",  # its time was changed
         [(row.id, row.position) for row in found],
     )
-    await connection.executemany(_PUT, [(*row[:5], checkpoint) for row in found])
     await connection.executemany(
         "DELETE FROM snapshot_label WHERE position = (SELECT position FROM snapshot WHERE id = ?)",
         [(row.id,) for row in found],
     )
+    await connection.executemany("INSERT OR IGNORE INTO app (name) VALUES (?)", {(row.app,) for row in found})
+    await connection.executemany(
+        "INSERT OR IGNORE INTO label (name) VALUES (?)", {(name,) for row in found for name in row.labels}
+    )
+    await connection.executemany(_PUT, [(*row[:5], checkpoint) for row in found])
     await connection.executemany(
         "INSERT OR IGNORE INTO snapshot_label SELECT l.label, s.position FROM label l, snapshot s"
         " WHERE l.name = ? AND s.id = ?",

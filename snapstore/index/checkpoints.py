@@ -4,9 +4,9 @@ FORMAT.md, Checkpoints. They are a cache: a row counts only where key and ETag a
 whose bytes are not what its name says is passed over.
 """
 
-import asyncio
 import hashlib
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -16,7 +16,7 @@ import zstandard
 from blake3 import blake3
 
 from snapstore import metadata
-from snapstore.aio import run_all
+from snapstore.aio import drop, run_all
 from snapstore.errors import MetadataInvalid, ObjectNotFound
 from snapstore.index import rows
 from snapstore.index.catalog import Catalog
@@ -240,8 +240,12 @@ def _made(found: Iterable[tuple[Snapshot, str]]) -> Iterable[tuple[str, _Copy]]:
 
 async def _listed(store: ObjectStore) -> Sequence[ObjectInfo]:
     """The checkpoints there are, the oldest first: what comes later is newer."""
-    found = [info async for page in store.list(CHECKPOINT_PREFIX) for info in page]
+    found = [info async for page in store.list(CHECKPOINT_PREFIX) for info in page if _is_named(info)]
     return sorted(found, key=lambda info: (info.modified, info.key))
+
+
+def _is_named(info: ObjectInfo) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", info.key.removeprefix(CHECKPOINT_PREFIX)) is not None
 
 
 async def _read(store: ObjectStore, catalog: Catalog, info: ObjectInfo) -> bytes | None:
@@ -269,8 +273,7 @@ async def _batches(catalog: Catalog, content: bytes) -> AsyncGenerator[Sequence[
             following = catalog.workers.start(next, batches, ())
             yield batch
     finally:
-        following.cancel()
-        await asyncio.wait([following])
+        await drop([following])
 
 
 def _decoded(content: bytes) -> Iterator[Sequence[_Copy]]:

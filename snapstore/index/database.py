@@ -17,14 +17,17 @@ import aiosqlite
 
 from snapstore.aio import uninterrupted
 from snapstore.errors import CatalogBusy
-from snapstore.index.file import is_damage, remember_damage, unusable
+from snapstore.index.file import PATIENCE, busy, is_damage, is_locked, remember_damage, unusable, uri
 
 _READERS = 2
-_BUSY_MS = 50
-_PATIENCE = 60.0
-"""Seconds to wait for another process's write lock; its transactions take milliseconds."""
+_BUSY_SECONDS = 0.05
 
+_FileId = tuple[int, int]
 Change = Callable[[aiosqlite.Connection], Awaitable[Any]]
+
+
+class Incomplete(CatalogBusy):
+    """Another file has taken the index's place, and does not hold all of its bucket yet."""
 
 
 class Database:
@@ -35,16 +38,17 @@ class Database:
         self._writer: aiosqlite.Connection | None = None
         self._writing = asyncio.Lock()
         self._idle: list[aiosqlite.Connection] = []
-        self._read_file: tuple[int, int] | None = None
-        self._written_file: tuple[int, int] | None = None
+        self._read_file: _FileId | None = None
+        self._written_file: _FileId | None = None
         """What the connections are to: another process may put a new file in the place of a damaged one."""
         self._readers = asyncio.Semaphore(_READERS)
+        self.complete = False
+        """Whether it has held all of its bucket: then a file that takes its place is read once that does too."""
 
     async def aclose(self) -> None:
         connections = [*self._idle, *([self._writer] if self._writer else [])]
         self._idle, self._writer = [], None
-        for connection in connections:
-            await uninterrupted(connection.close())
+        await uninterrupted(_close(connections))
 
     async def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows that a statement gives. CatalogError."""
@@ -54,11 +58,11 @@ class Database:
 
     async def change(self, change: Change) -> None:
         """Await ``change(connection)`` in a transaction of its own, once the write lock is ours. CatalogError."""
-        deadline = time.monotonic() + _PATIENCE
         async with self._writing:
+            deadline = time.monotonic() + PATIENCE
             if self._writer is not None and self._there(self._written_file) != self._written_file:
                 old, self._writer = self._writer, None
-                await uninterrupted(old.close())
+                await uninterrupted(_close([old]))
             while True:
                 if self._writer is None:
                     await uninterrupted(self._add_writer())
@@ -66,18 +70,16 @@ class Database:
                 if await uninterrupted(self._try_change(self._writer, change)):
                     return
                 if time.monotonic() > deadline:
-                    raise CatalogBusy(
-                        self.path, f"the index {self.path!r} was locked by another process for {_PATIENCE:g} s"
-                    )
+                    raise busy(self.path)
                 await asyncio.sleep(random.uniform(0.001, 0.02))
 
     async def _try_change(self, connection: aiosqlite.Connection, change: Change) -> bool:
         try:
             await connection.execute("BEGIN IMMEDIATE")
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            if is_locked(error):
                 return False
-            self._writer = await self._let_go(connection, error)
+            self._writer = await self._let_go(connection, self._written_file, error)
             raise unusable(self.path, error) from error
         try:
             await change(connection)
@@ -86,7 +88,7 @@ class Database:
             with suppress(sqlite3.Error):  # rolled back by itself, where the file is damaged
                 await connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.DatabaseError):
-                self._writer = await self._let_go(connection, error)
+                self._writer = await self._let_go(connection, self._written_file, error)
                 raise unusable(self.path, error) from error
             raise
         return True
@@ -96,10 +98,10 @@ class Database:
         async with self._readers:
             if (there := self._there(self._read_file)) != self._read_file:
                 old, self._idle, self._read_file = self._idle, [], there
-                for other in old:
-                    await uninterrupted(other.close())
-            if not self._idle:
-                # Into the pool first: a caller that is cancelled meanwhile leaves the connection to the next.
+                await uninterrupted(_close(old))
+            while not self._idle:
+                # Into the pool first: a caller that is cancelled meanwhile leaves the connection to the next, and one
+                # that comes meanwhile may take it.
                 await uninterrupted(self._add_reader())
             connection: aiosqlite.Connection | None = self._idle.pop()
             assert connection is not None
@@ -107,15 +109,15 @@ class Database:
             try:
                 yield connection
             except sqlite3.DatabaseError as error:
-                connection = await uninterrupted(self._let_go(connection, error))
+                connection = await uninterrupted(self._let_go(connection, file, error))
                 raise unusable(self.path, error) from error
             finally:
                 if connection is not None and file == self._read_file:
                     self._idle.append(connection)
                 elif connection is not None:
-                    await uninterrupted(connection.close())
+                    await uninterrupted(_close([connection]))
 
-    def _there(self, known: tuple[int, int] | None) -> tuple[int, int] | None:
+    def _there(self, known: _FileId | None) -> _FileId | None:
         """What the path leads to. Where it leads nowhere, or a new file is just being put there, ``known`` serves."""
         try:
             status = os.stat(self.path)
@@ -124,28 +126,45 @@ class Database:
         return status.st_dev, status.st_ino
 
     async def _let_go(
-        self, connection: aiosqlite.Connection, error: sqlite3.DatabaseError
+        self, connection: aiosqlite.Connection, file: _FileId | None, error: sqlite3.DatabaseError
     ) -> aiosqlite.Connection | None:
         """Close a connection to a damaged file: the next one finds what has been put in its place by then."""
         if not is_damage(error):
             return connection
-        remember_damage(self.path)
-        await connection.close()
+        if self._there(None) == file:  # not one that has been put there since
+            remember_damage(self.path)
+        await _close([connection])
         return None
 
     async def _add_reader(self) -> None:
-        self._idle.append(await self._connect())
+        connection = await self._connect()
+        try:
+            if self.complete and not await _is_complete(connection):
+                raise Incomplete(
+                    self.path, f"the index {self.path!r} is being filled anew from its store: try again later"
+                )
+        except sqlite3.DatabaseError as error:
+            await _close([connection])
+            raise unusable(self.path, error) from error
+        except BaseException:
+            await _close([connection])
+            raise
+        self._idle.append(connection)
 
     async def _add_writer(self) -> None:
         self._written_file = self._there(None)
         self._writer = await self._connect()
 
     async def _connect(self) -> aiosqlite.Connection:
-        connecting = aiosqlite.connect(self.path, isolation_level=None, timeout=_BUSY_MS / 1000)
+        address = uri(self.path, writes=True)
+        connecting = aiosqlite.connect(address, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
         # A process that ends without closing its store must end all the same; SQLite needs no farewell.
         if (thread := getattr(connecting, "_thread", None)) is not None:
             thread.daemon = True
-        connection = await connecting
+        try:
+            connection = await connecting
+        except sqlite3.DatabaseError as error:
+            raise unusable(self.path, error) from error
         try:
             await connection.execute("PRAGMA foreign_keys = ON")
             await connection.execute("PRAGMA synchronous = NORMAL")
@@ -156,3 +175,14 @@ class Database:
             await connection.close()
             raise
         return connection
+
+
+async def _is_complete(connection: aiosqlite.Connection) -> bool:
+    [(filled,)] = await connection.execute_fetchall("SELECT filled FROM store")
+    return bool(filled)
+
+
+async def _close(connections: Sequence[aiosqlite.Connection]) -> None:
+    for connection in connections:
+        with suppress(sqlite3.Error):  # we are done with it, and so with what it could not do
+            await connection.close()

@@ -11,8 +11,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from snapstore.errors import CatalogError, CatalogMismatch, reason_of
-from snapstore.index.lock import locked
+from snapstore.errors import CatalogBusy, CatalogError, CatalogMismatch, reason_of
 from snapstore.index.migrations import migrate
 
 log = logging.getLogger("snapstore")
@@ -21,7 +20,9 @@ _APPLICATION_ID = b"SNAP"  # as the first migration sets it: no other program's 
 _APPLICATION_ID_AT = 68  # https://www.sqlite.org/fileformat2.html, 1.3
 _MAGIC = b"SQLite format 3\0"
 PATIENCE = 60.0
-"""Seconds to wait for another process that has the same file locked."""
+"""Seconds to wait for another process that has the same file locked: its transactions take milliseconds."""
+_LOCKED_SECONDS = 0.5
+"""Of those, how long a thread waits at a time."""
 _OTHER_FILE = "move it away, or give another file (index=, --index, SNAPSTORE_INDEX)"
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 COMPANIONS = ("", "-wal", "-shm")
@@ -35,43 +36,47 @@ _ENDS = (
 """Tables and columns with an index: both ends of each are read, which a file that was cut or overwritten lacks."""
 
 
-def prepare(path: str, store_url: str) -> None:
-    """Make the file ready for the store at ``store_url``. CatalogTooNew, CatalogMismatch, CatalogError."""
+class Damaged(Exception):
+    """An index of ours that SQLite cannot read."""
+
+
+class Locked(Exception):
+    """Another process has the file to itself, for a moment."""
+
+
+def prepare_or_replace(path: str, store_url: str) -> None:
+    """`prepare`, and make a new file in the place of a damaged one. The caller holds the index's lock."""
     try:
-        _prepare(path, store_url)
-    except _Damaged:
-        with locked(path):
-            try:
-                _prepare(path, store_url)  # another process may have put it right meanwhile
-            except _Damaged as error:
-                log.warning(
-                    "the index %s is damaged (%s): moved to %s; a new one is filled from the store",
-                    path,
-                    error.__cause__ or "as was found in use",
-                    _move_aside(path),
-                )
-                _prepare(path, store_url)
+        prepare(path, store_url)  # another process may have put it right meanwhile
+    except Damaged as error:
+        log.warning(
+            "the index %s is damaged (%s): moved to %s; a new one is filled from the store",
+            path,
+            error.__cause__ or "as was found in use",
+            _move_aside(path),
+        )
+        prepare(path, store_url)
 
 
 def prepare_aside(path: str, store_url: str) -> None:
     """`prepare`, for a file that nobody else uses and that need not be kept: what cannot be used is thrown away."""
     try:
-        _prepare(path, store_url)
-    except (_Damaged, CatalogError):
+        prepare(path, store_url)
+    except (Damaged, CatalogError):
         remove(path)
-        _prepare(path, store_url)
+        prepare(path, store_url)
 
 
-class _Damaged(Exception):
-    """An index of ours that SQLite cannot read."""
+def prepare(path: str, store_url: str) -> None:
+    """Make the file ready for the store at ``store_url``.
 
-
-def _prepare(path: str, store_url: str) -> None:
+    CatalogTooNew, CatalogMismatch, CatalogError; Damaged; and Locked: then it is to be tried again.
+    """
     ours = _make(path)
     if ours and os.path.exists(_mark(path)):
-        raise _Damaged
+        raise Damaged
     try:
-        with closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)) as connection:
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_SECONDS)) as connection:
             _check_ours(connection, path)
             connection.execute("PRAGMA journal_mode = WAL")
             migrate(connection, path)
@@ -80,7 +85,9 @@ def _prepare(path: str, store_url: str) -> None:
             _probe(connection, path)
     except sqlite3.DatabaseError as error:
         if ours and is_damage(error):
-            raise _Damaged from error
+            raise Damaged from error
+        if is_locked(error):
+            raise Locked from error
         raise unusable(path, error) from error
     if found != store_url:
         raise CatalogMismatch(
@@ -103,14 +110,26 @@ def _probe(connection: sqlite3.Connection, path: str) -> None:
 
 
 def connect(path: str, *, writes: bool = False) -> sqlite3.Connection:
-    """A connection of one's own to an index, whatever its name holds; where it was deleted, none is made."""
-    uri = f"{Path(path).as_uri()}?mode={'rw' if writes else 'ro'}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=PATIENCE)
+    """A connection of one's own to an index; where it was deleted, none is made."""
+    return sqlite3.connect(uri(path, writes=writes), uri=True, isolation_level=None, timeout=PATIENCE)
+
+
+def uri(path: str, *, writes: bool) -> str:
+    """What SQLite opens an index by, whatever its name holds, and makes none where it was deleted."""
+    return f"{Path(path).as_uri()}?mode={'rw' if writes else 'ro'}"
+
+
+def busy(path: str) -> CatalogBusy:
+    return CatalogBusy(path, f"the index {path!r} was locked by another process for {PATIENCE:g} s")
 
 
 def is_damage(error: sqlite3.DatabaseError) -> bool:
     """Whether SQLite says that the file's content is wrong, rather than that it cannot be had."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+def is_locked(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def remember_damage(path: str) -> None:
@@ -135,11 +154,16 @@ def _move_aside(path: str) -> str:
 
 def unusable(path: str, error: sqlite3.DatabaseError) -> CatalogError:
     """What SQLite says of a file that is damaged, on a full disk, or not ours to write to."""
-    if is_damage(error):
+    if is_damage(error) or not os.path.exists(path) or _lacks_tables(error):
         advice = "open the store again (or run `snapstore index rebuild`), and a new one is filled from it"
     else:
         advice = "make room for it and check that it may be written to"
     return CatalogError(path, f"the index {path!r} cannot be used ({error}): {advice}")
+
+
+def _lacks_tables(error: sqlite3.DatabaseError) -> bool:
+    """Whether it is not the file that was opened: that had them, and another program has put this one there."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR and "no such" in str(error)
 
 
 def _make(path: str) -> bool:

@@ -4,12 +4,14 @@ While a sync runs, calls of this and other processes go on changing the bucket a
 noted (`changes.note`), and what a sync has read of that snapshot is not written: it is read once more at the end.
 """
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from aiosqlite import Connection
 
+from snapstore.errors import CatalogError
 from snapstore.index import changes, rows
 from snapstore.index.database import Database
 from snapstore.index.rows import Row
@@ -17,10 +19,12 @@ from snapstore.index.rows import Row
 _LAST = b"\xff" * 17  # after every id
 
 _KNOWN = """
-SELECT id, etag, 1 FROM snapshot WHERE id > ?1 AND id <= ?2
-UNION ALL SELECT id, etag, 0 FROM problem WHERE id > ?1 AND id <= ?2
+SELECT * FROM (SELECT id, etag, 1 FROM snapshot WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3)
+UNION ALL SELECT * FROM (SELECT id, etag, 0 FROM problem WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3)
 UNION ALL SELECT NULL, coalesce(max(change), 0), 0 FROM local_change
 """
+_AT_ONCE = 2000
+"""Ids that are told at a time, and so dropped at most in one transaction."""
 
 
 class Known(NamedTuple):
@@ -30,6 +34,8 @@ class Known(NamedTuple):
     """Of metadata objects, those that could not be understood among them."""
     problems: frozenset[bytes]
     """Those that could not be understood."""
+    upto: bytes | None
+    """How far these go, where there is more of them; None where there is not."""
     mark: int
     """The last change of calls of ours that is in it."""
 
@@ -47,30 +53,54 @@ class Mirror:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._sync = 0
+        """What the sync that is under way has signed the file with: another file could take its place meanwhile."""
         self.logged: set[str] = set()
         """Objects that lie where metadata belongs and have no id's name, which were logged once."""
 
     async def begin(self) -> None:
         """From now on, changes that calls make are noted."""
 
+        self._sync = sync = 1 + secrets.randbits(62)
+
         async def change(connection: Connection) -> None:
             await connection.execute("DELETE FROM local_change")
-            await connection.execute("UPDATE store SET syncing = 1")
+            await connection.execute("UPDATE store SET syncing = ?", [sync])
 
         await self._database.change(change)
 
     async def end(self) -> None:
         async def change(connection: Connection) -> None:
+            await self._check(connection)
             await connection.execute("UPDATE store SET syncing = 0")
             await connection.execute("DELETE FROM local_change")
 
         await self._database.change(change)
 
+    async def _check(self, connection: Connection) -> None:
+        [(found,)] = await connection.execute_fetchall("SELECT syncing FROM store")
+        self.check(found)
+
+    def check(self, sync: int) -> None:
+        """CatalogError where a file that says so is not the one any more in which our sync began."""
+        if sync != self._sync:
+            raise CatalogError(
+                self._database.path,
+                f"another file took the place of the index {self._database.path!r} while it was synced: sync again",
+            )
+
     async def known(self, after: bytes, upto: bytes | None) -> Known:
-        """What is in it of the ids greater than ``after``, up to ``upto`` (None: all that follow)."""
-        *found, (_, mark, _) = await self._database.fetch(_KNOWN, [after, _LAST if upto is None else upto])
-        problems = frozenset(snapshot_id for snapshot_id, _, listed in found if not listed)
-        return Known({snapshot_id: etag for snapshot_id, etag, _ in found}, problems, int(mark))
+        """What is in it of the ids greater than ``after``, up to ``upto`` (None: all that follow), or fewer of them."""
+        last = _LAST if upto is None else upto
+        *found, (_, mark, _) = await self._database.fetch(_KNOWN, [after, last, _AT_ONCE])
+        more = None
+        for kind in (0, 1):
+            ids = [snapshot_id for snapshot_id, _, listed in found if listed == kind]
+            if len(ids) == _AT_ONCE:
+                more = min(more or ids[-1], ids[-1])
+        etags = {snapshot_id: etag for snapshot_id, etag, _ in found if more is None or snapshot_id <= more}
+        problems = frozenset(snapshot_id for snapshot_id, _, listed in found if not listed and snapshot_id in etags)
+        return Known(etags, problems, more, int(mark))
 
     async def apply(
         self,
@@ -88,6 +118,7 @@ class Mirror:
         left_out: set[bytes] = set()
 
         async def change(connection: Connection) -> None:
+            await self._check(connection)
             late = await connection.execute_fetchall("SELECT id FROM local_change WHERE change > ?", [mark])
             left_out.update(snapshot_id for (snapshot_id,) in late)
             kept = [row for row in found if row.id not in left_out]
@@ -133,6 +164,7 @@ class Mirror:
         fields = "filled = 1, synced = ?1, synced_recent = ?1" if whole else "synced_recent = ?1"
 
         async def change(connection: Connection) -> None:
+            await self._check(connection)
             await connection.execute(f"UPDATE store SET {fields}", [rows.microseconds(began)])
 
         await self._database.change(change)

@@ -13,8 +13,8 @@ from snapstore.index import rows
 ENOUGH = 1000
 """Rows up to which things are counted to find the rarest: it takes some 30 microseconds, and more is not rare."""
 
-_COLUMNS = "s.id, a.name, s.detail"
-SELECT = f"SELECT s.position, {_COLUMNS} FROM snapshot s JOIN app a USING (app)"
+COLUMNS = "s.id, a.name, s.detail"
+SELECT = f"SELECT s.position, {COLUMNS} FROM snapshot s JOIN app a USING (app)"
 
 _COUNT_LABEL = (
     "(SELECT count(*) FROM"
@@ -90,7 +90,7 @@ def _one_listing(query: Query, after: tuple[int, bytes] | None, app: str | None,
         values += [after[1], after[0]]
     # CROSS JOIN keeps the order of the tables: that of their time, which a cleverer plan would have to sort by.
     joined = " CROSS JOIN ".join([*tables, "app a"])
-    return f"SELECT {driver}.position, {_COLUMNS} FROM {joined} WHERE {' AND '.join(conditions)}", values
+    return f"SELECT {driver}.position, {COLUMNS} FROM {joined} WHERE {' AND '.join(conditions)}", values
 
 
 def _checked(label: str) -> str:

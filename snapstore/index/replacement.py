@@ -5,6 +5,7 @@ SQLite's online backup (https://www.sqlite.org/backup.html), which a reader meet
 """
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 
 from snapstore.index import file
@@ -14,8 +15,15 @@ _PAGES = 8
 
 _BEFORE = (
     "DELETE FROM snapshot WHERE id IN (SELECT id FROM old.local_change)",
-    "INSERT OR IGNORE INTO app (name) SELECT name FROM old.app",
-    "INSERT OR IGNORE INTO label (name) SELECT name FROM old.label",
+    """
+    INSERT OR IGNORE INTO app (name)
+    SELECT a.name FROM old.snapshot s JOIN old.app a USING (app) WHERE s.id IN (SELECT id FROM old.local_change)
+    """,
+    """
+    INSERT OR IGNORE INTO label (name)
+    SELECT l.name FROM old.snapshot s JOIN old.snapshot_label USING (position) JOIN old.label l USING (label)
+    WHERE s.id IN (SELECT id FROM old.local_change)
+    """,
 )
 _CARRY = (
     # At the first free position from its own on, as it would have been put. One by one: a statement for all of them
@@ -44,19 +52,21 @@ _AFTER = (
 )
 
 
-def replace(path: str, successor: str) -> None:
+def replace(path: str, successor: str, check: Callable[[int], None]) -> None:
     """Make the index at ``path`` what the one at ``successor`` is; blocks. CatalogError.
+
+    ``check`` is given the sync that the one at ``path`` says is under way, and raises where that is another one.
 
     What calls changed in the old one meanwhile (`changes.note`) is carried over once no further change can come: the
     backup's first step has the write lock until it ends, and takes along what is written to its source.
     """
     try:
-        _replace(path, successor)
+        _replace(path, successor, check)
     except sqlite3.DatabaseError as error:
         raise file.unusable(path, error) from error
 
 
-def _replace(path: str, successor: str) -> None:
+def _replace(path: str, successor: str, check: Callable[[int], None]) -> None:
     with (
         closing(sqlite3.connect(successor, isolation_level=None, timeout=file.PATIENCE)) as source,
         closing(file.connect(path, writes=True)) as target,
@@ -69,14 +79,15 @@ def _replace(path: str, successor: str) -> None:
             nonlocal carried
             if status == sqlite3.SQLITE_OK and not carried:
                 carried = True
-                _carry(source)
+                _carry(source, check)
 
         source.backup(target, pages=_PAGES, progress=step)
         target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _carry(source: sqlite3.Connection) -> None:
+def _carry(source: sqlite3.Connection, check: Callable[[int], None]) -> None:
     source.execute("BEGIN")  # not at once: that would want to write to the old one too
+    check(source.execute("SELECT syncing FROM old.store").fetchone()[0])
     for statement in _BEFORE:
         source.execute(statement)
     changed = source.execute("SELECT DISTINCT id FROM old.local_change").fetchall()

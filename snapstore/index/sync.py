@@ -8,13 +8,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from snapstore import metadata
 from snapstore.aio import run_all, uninterrupted
-from snapstore.errors import MetadataInvalid, ObjectNotFound
+from snapstore.errors import CatalogError, MetadataInvalid, ObjectNotFound
 from snapstore.index import checkpoints, file, replacement, rows
 from snapstore.index.catalog import Catalog
 from snapstore.index.database import Database
@@ -28,6 +28,8 @@ from snapstore.storage.base import ObjectInfo, ObjectStore
 log = logging.getLogger("snapstore")
 
 _AT_ONCE = 32
+_LARGEST = 4 << 20
+"""Bytes of an object beyond which it is no metadata: labels take a few hundred, and many are read at once."""
 _LOOKS = 8
 """How often snapshots are read again that change while we read them; the next sync reads those that still do."""
 _TOLD = 1000
@@ -58,7 +60,7 @@ async def sync(
         late = _Walk(store, mirror, None)
         await late.read_again(await mirror.noted())
         await late.look_again()
-    await mirror.finish(began, whole=since is None)
+        await mirror.finish(began, whole=since is None)
     return await walked.report()
 
 
@@ -83,15 +85,16 @@ async def _over(
     return spans(await mirror.cuts(each * PAGE) if store.listings > 1 else ()), None
 
 
-async def fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None = None) -> SyncReport:
-    """Fill a catalog that nobody reads yet. What an earlier attempt has brought into it is not fetched again."""
+async def _fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None = None) -> SyncReport:
+    """Fill a catalog that is ours alone. What an earlier attempt has brought into it is not fetched again."""
     began = datetime.now(UTC)
     mirror = catalog.mirror
-    await checkpoints.load(store, catalog)
-    over, _ = await _over(store, mirror, began, None)
-    walked = _Walk(store, mirror, progress, certain=True)
-    await walk(store, over, walked.compare)
-    await mirror.finish(began, whole=True)
+    async with _noting(mirror):
+        await checkpoints.load(store, catalog)
+        over, _ = await _over(store, mirror, began, None)
+        walked = _Walk(store, mirror, progress, certain=True)
+        await walk(store, over, walked.compare)
+        await mirror.finish(began, whole=True)
     return await walked.report()
 
 
@@ -105,10 +108,10 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
     async with _noting(mirror):
         beside = await _open_beside(catalog)
         try:
-            report = await fill(store, beside, progress)
+            report = await _fill(store, beside, progress)
         finally:
             await uninterrupted(beside.aclose())
-        await catalog.workers.run(replacement.replace, catalog.path, beside.path)
+        await catalog.workers.run(replacement.replace, catalog.path, beside.path, mirror.check)
         await catalog.workers.run(file.remove, beside.path)
         walked = _Walk(store, mirror, progress)
         await walked.read_again(await mirror.noted())
@@ -134,8 +137,13 @@ async def _noting(mirror: Mirror) -> AsyncIterator[None]:
     await mirror.begin()
     try:
         yield
-    finally:
-        await uninterrupted(mirror.end())
+    except BaseException:
+        with suppress(
+            CatalogError
+        ):  # less than what brought us here; the next sync begins by forgetting what was noted
+            await uninterrupted(mirror.end())
+        raise
+    await uninterrupted(mirror.end())
 
 
 class _Walk:
@@ -164,11 +172,19 @@ class _Walk:
     async def compare(self, span: Span, listed: Sequence[ObjectInfo]) -> None:
         """What the bucket has, and what the catalog has, of one span."""
         found = self._named(listed)
-        known = await self._mirror.known(span.after, span.upto)
+        after: bytes | None = span.after
+        while after is not None:
+            known = await self._mirror.known(after, span.upto)
+            await self._compare(known, _between(found, after, known.upto))
+            after = known.upto
+
+    async def _compare(self, known: Known, found: Mapping[bytes, ObjectInfo]) -> None:
         wanted = [snapshot_id for snapshot_id, info in found.items() if known.etags.get(snapshot_id) != info.etag]
         missing = [snapshot_id for snapshot_id in known.etags if snapshot_id not in found]
         gone = missing if self._certain else await self._gone(missing)
-        await self._bring(known, wanted, gone)
+        large = {snapshot_id for snapshot_id in wanted if found[snapshot_id].size > _LARGEST}
+        problems = [_too_large(snapshot_id, found[snapshot_id]) for snapshot_id in large]
+        await self._bring(known, [snapshot_id for snapshot_id in wanted if snapshot_id not in large], gone, problems)
         unreadable = known.problems & (found.keys() - set(wanted))  # as they were when they were read
         self._snapshots += len(found) - len(wanted) - len(unreadable)
         self._tell()
@@ -185,12 +201,14 @@ class _Walk:
             ids, self._changed = self._changed, set()
             await self.read_again(ids)
 
-    async def _bring(self, known: Known, wanted: Sequence[bytes], gone: Sequence[bytes]) -> None:
+    async def _bring(
+        self, known: Known, wanted: Sequence[bytes], gone: Sequence[bytes], problems: Sequence[Problem] = ()
+    ) -> None:
         """Read the wanted ones, and write all into the catalog, of which this was known before."""
-        if not wanted and not gone:
+        if not wanted and not gone and not problems:
             return
         found: list[Row] = []
-        problems: list[Problem] = []
+        problems = list(problems)
         lost: list[bytes] = []
         await run_all((self._get(wish, found, problems, lost) for wish in wanted), at_once=_AT_ONCE)
         dropped = [*gone, *lost]
@@ -236,10 +254,12 @@ class _Walk:
         for info in listed:
             snapshot_id = id_of(info)
             if snapshot_id is None:
-                self._names.append(f"{info.key}: its name is no snapshot's id")
-                if info.key not in self._mirror.logged:
+                problem = f"{info.key}: its name is no snapshot's id"
+                if len(self._names) < _TOLD:
+                    self._names.append(problem)
+                if info.key not in self._mirror.logged and len(self._mirror.logged) < _TOLD:
                     self._mirror.logged.add(info.key)
-                    log.warning("not listed: %s", self._names[-1])
+                    log.warning("not listed: %s", problem)
             else:
                 found[snapshot_id] = info
         return found
@@ -260,3 +280,11 @@ class _Walk:
 
 def _key(snapshot_id: bytes) -> str:
     return metadata_key(str(UUID(bytes=snapshot_id)))
+
+
+def _between(found: Mapping[bytes, ObjectInfo], after: bytes, upto: bytes | None) -> Mapping[bytes, ObjectInfo]:
+    return {key: info for key, info in found.items() if key > after and (upto is None or key <= upto)}
+
+
+def _too_large(snapshot_id: bytes, info: ObjectInfo) -> Problem:
+    return Problem(snapshot_id, info.etag, f"{info.key}: {info.size} bytes are too many for metadata")
