@@ -10,7 +10,7 @@ import pytest
 
 from snapstore import SnapStore
 from snapstore.aio import Workers
-from tests import servers
+from tests import scripts, servers
 from tests.proxy import Proxy
 from tests.servers import Server
 
@@ -63,6 +63,12 @@ def seaweedfs(running: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch)
     server = running("seaweedfs")
     servers.use(server, monkeypatch)
     return server
+
+
+@pytest.fixture(autouse=True)
+def no_script_is_left() -> Iterator[None]:
+    yield
+    scripts.end_all()
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+_begun: "list[subprocess.Popen[str]]" = []
+
 
 def script(code: str, *arguments: object) -> "subprocess.Popen[str]":
     """Begin ``code``, which may import whatever a test may; its three streams are pipes."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -16,6 +18,17 @@ def script(code: str, *arguments: object) -> "subprocess.Popen[str]":
         text=True,
         cwd=Path(__file__).parents[1],
     )
+    _begun.append(process)
+    return process
+
+
+def end_all() -> None:
+    """Those that a test which failed has not ended itself."""
+    for process in _begun:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    _begun.clear()
 
 
 async def said(process: "subprocess.Popen[str]") -> str:

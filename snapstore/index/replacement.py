@@ -68,11 +68,11 @@ def replace(path: str, successor: str, check: Callable[[int], None]) -> None:
 
 def _replace(path: str, successor: str, check: Callable[[int], None]) -> None:
     with (
-        closing(sqlite3.connect(successor, isolation_level=None, timeout=file.PATIENCE)) as source,
+        closing(file.connect(successor, writes=True)) as source,
         closing(file.connect(path, writes=True)) as target,
     ):
         source.execute("PRAGMA foreign_keys = ON")
-        source.execute("ATTACH ? AS old", [path])
+        source.execute("ATTACH ? AS old", [file.uri(path, writes=False)])
         carried = False
 
         def step(status: int, _left: int, _total: int) -> None:

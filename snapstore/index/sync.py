@@ -129,7 +129,9 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
 async def _open_beside(catalog: Catalog) -> Catalog:
     path = f"{catalog.path}-rebuild"
     await catalog.workers.run(file.prepare_aside, path, catalog.store_url)
-    return Catalog(Database(path), catalog.workers, catalog.store_url)
+    beside = Catalog(Database(path), catalog.workers, catalog.store_url)
+    beside.mirror.logged = catalog.mirror.logged
+    return beside
 
 
 @asynccontextmanager
