@@ -210,6 +210,8 @@ class SalvageReport(msgspec.Struct, frozen=True, kw_only=True):
     applied: bool
     problems: tuple[str, ...]
     """Archives of which nothing can be made, a sentence each."""
+    recent: int = 0
+    """Archives without metadata that were left out since they are younger than an hour."""
 
 
 class SyncReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -489,3 +489,37 @@ def test_without_its_extra_the_command_line_says_what_to_install(shell: Shell) -
     assert done.returncode == 1
     assert "pip install 'snapstore[cli]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# The index.
+
+
+def test_a_damaged_index_that_is_moved_aside_is_told(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog", "--index", "index.db")
+    (shell.home / "index.db-damaged").touch()
+    done = shell("list", "--index", "index.db")
+    assert done.returncode == 0
+    assert "index.db is damaged (as was found in use): moved to" in done.stderr
+    assert "blog" in done.stdout
+    assert shell("list", "--index", "index.db").stderr == ""
+
+
+@pytest.mark.parametrize("duration", ["9" * 30 + "w", "9" * 5000 + "s"])
+def test_a_duration_longer_than_all_time_is_wrong_usage(shell: Shell, duration: str) -> None:
+    shell("create", "blog", "apps/blog")
+    for command in (["list", "--since", duration], ["index", "sync", "--recent", duration]):
+        done = shell(*command)
+        assert done.returncode == 2
+        assert "too long a time" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_archives_without_metadata_that_are_young_are_counted(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog", "--url", "store")
+    for metadata in (shell.home / "store" / "_metadata").iterdir():
+        metadata.unlink()
+    done = shell("index", "rebuild", "--from-archives", "--url", "store")
+    assert done.returncode == 0
+    assert "1 archive without metadata, younger than an hour" in done.stdout + done.stderr
+    assert "no archive lacks" not in done.stdout + done.stderr
+    assert shell("index", "rebuild", "--from-archives", "--no-archives", "--url", "store").returncode == 2

@@ -305,3 +305,17 @@ async def test_a_change_during_the_last_reading_is_read_again(tmp_path: Path, ap
         left_out = await other.mirror.apply(known.mark, gone=[id_bytes(made.id)])
         assert list(left_out) == [id_bytes(made.id)]
         assert (await other.find(made.id)) is not None
+
+
+async def test_a_checkpoint_of_another_node_covers_only_what_is_still_as_it_was(
+    tmp_path: Path, app: Path, paused: list[Paused]
+) -> None:
+    async with opening(tmp_path) as one, opening(tmp_path, "two.db") as two:
+        made = [await one.create("blog", app) for _ in range(3)]
+        await two.checkpoint()
+        await one.relabel(made[0].id, add=["env:prod"])
+        report = await one.checkpoint()
+        assert (report.covered, report.written) == (3, 1)
+    async with opening(tmp_path, "three.db") as three:
+        assert await ids(three) == {snapshot.id for snapshot in made}
+        assert [key for key in paused[2].asked if key.startswith(METADATA_PREFIX)] == []

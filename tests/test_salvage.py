@@ -293,7 +293,7 @@ async def test_an_archive_of_a_bucket_younger_than_an_hour_is_left_out(place: Pl
         await place.lose(snapshot)
         before = await place.objects()
         report = await store.salvage(apply=True)
-        assert (report.snapshots, report.problems) == ((), ())
+        assert (report.snapshots, report.problems, report.recent) == ((), (), 1)
         assert await place.objects() == before
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from snapstore import SnapStore, StorageError
+from snapstore import InvalidInput, SnapStore, StorageError
 from snapstore.engine import opened as engine
 from snapstore.storage.base import ObjectInfo, ObjectStore
 from snapstore.storage.urls import open_store
@@ -201,3 +201,12 @@ async def test_the_index_says_how_much_it_holds_and_how_old_that_is(
     assert before.synced_at is not None
     assert after.synced_at is not None
     assert before.synced_at < after.synced_at
+
+
+async def test_durations_are_timedeltas(nodes: tuple[SnapStore, SnapStore], tmp_path: Path) -> None:
+    one, _ = nodes
+    number: Any = 3600
+    with pytest.raises(InvalidInput, match="timedelta"):
+        await one.sync(recent=number)
+    with pytest.raises(InvalidInput, match="timedelta"):
+        await SnapStore.open(tmp_path / "store", index=tmp_path / "one.db", sync_every=number)

@@ -13,6 +13,8 @@ from snapstore.model import SalvageReport, SyncReport
 
 app = typer.Typer(help="The local label index: a cache of the store's metadata.", no_args_is_help=True)
 
+_READ = "what was read into the index: the next one goes on from there"
+
 
 @command(app, "status")
 async def status(session: Session) -> None:
@@ -32,11 +34,11 @@ async def status(session: Session) -> None:
         session.out.say(f"{name:<10} {shown(value)}")
 
 
-@command(app, "sync")
+@command(app, "sync", keeps=_READ)
 async def sync(
     session: Session,
     recent: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only what was begun so long before the last sync: 6h, 2d.")
+        str | None, typer.Option(metavar="DURATION", help="Only what was begun so long before the last sync: 6h, 2d.")
     ] = None,
 ) -> int:
     """Bring the index up to date with the store: read what is new or changed, drop what is gone."""
@@ -45,7 +47,7 @@ async def sync(
         return _tell(session, await session.store.sync(recent=window, progress=progress))
 
 
-@command(app, "rebuild")
+@command(app, "rebuild", keeps=_READ)
 async def rebuild(
     session: Session,
     archives: Annotated[
@@ -59,13 +61,15 @@ async def rebuild(
     """Read the index anew from the store's metadata; the old one is used until the new one is complete."""
     if yes and not from_archives:
         raise InvalidInput("--yes is for --from-archives: a rebuild changes nothing that needs a yes")
+    if from_archives and not archives:
+        raise InvalidInput("--from-archives reads the archives: leave out --no-archives")
     if from_archives:
         return _tell_salvage(session, await session.store.salvage(apply=yes))
     with session.out.progress() as progress:
         return _tell(session, await session.store.rebuild(archives=archives, progress=progress))
 
 
-@command(app, "checkpoint")
+@command(app, "checkpoint", keeps="what was read into the index, and checkpoints that are whole")
 async def checkpoint(session: Session) -> None:
     """Write copies of metadata into the store, from which an index is rebuilt without a request for each snapshot."""
     with session.out.progress() as progress:
@@ -99,7 +103,12 @@ def _tell_salvage(session: Session, report: SalvageReport) -> int:
         )
     if report.snapshots and not report.applied:
         session.out.say("one whose deletion was cut off would come back too: if none was, write them with --yes")
-    if not report.snapshots and not report.problems:
+    if report.recent:
+        session.out.say(
+            f"{count(report.recent, 'archive')} without metadata, younger than an hour: of snapshots that are being"
+            " made, or were cut off; look again in an hour"
+        )
+    elif not report.snapshots and not report.problems:
         session.out.say("no archive lacks its metadata")
     session.out.document(report)
     return WARNINGS if report.problems else 0

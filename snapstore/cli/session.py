@@ -7,10 +7,11 @@ when nobody reads on (a closed pipe).
 import asyncio
 import contextlib
 import inspect
+import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
@@ -110,7 +111,7 @@ def command(app: typer.Typer, name: str, *, makes_store: bool = False, keeps: st
                 location = default_store() if url is None else url
                 if first.annotation is Place:
                     return await function(Place(location, out), **given) or 0
-                with out.status(f"Opening {shown(location)} …"):
+                with out.status(f"Opening {shown(location)} …"), _warnings_told(out):
                     store = await SnapStore.open(location, create=url is None or makes_store, **how)
                 async with contextlib.aclosing(store):
                     return await function(Session(store, out), **given) or 0
@@ -126,6 +127,22 @@ def command(app: typer.Typer, name: str, *, makes_store: bool = False, keeps: st
         return function
 
     return decorate
+
+
+@contextlib.contextmanager
+def _warnings_told(out: Output) -> Iterator[None]:
+    """What is logged within, such as that a damaged index was moved aside, is told to whoever called the command."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            out.warn(shown(record.getMessage()))
+
+    logger, teller = logging.getLogger("snapstore"), Teller(logging.WARNING)
+    logger.addHandler(teller)
+    try:
+        yield
+    finally:
+        logger.removeHandler(teller)
 
 
 def _run(work: Callable[[], Awaitable[int]]) -> int:

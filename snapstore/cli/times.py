@@ -11,9 +11,9 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 def moment(text: str) -> datetime:
     """A date, a time, or a duration before now; without a zone, local. InvalidInput."""
-    if (ago := _parsed(text)) is not None:
-        return datetime.now(UTC) - ago
     try:
+        if (ago := _parsed(text)) is not None:
+            return datetime.now(UTC) - ago
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
         raise InvalidInput(f"{text!r} is no time: write 2026-01-31, 2026-01-31T12:00, or 7d for a week ago") from None
@@ -29,4 +29,9 @@ def duration(text: str) -> timedelta:
 
 def _parsed(text: str) -> timedelta | None:
     found = _DURATION.fullmatch(text.strip())
-    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]]) if found else None
+    if found is None:
+        return None
+    try:
+        return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+    except (ValueError, OverflowError):  # of more digits than Python reads, or longer than all time
+        raise InvalidInput(f"{text[:40]!r} is too long a time") from None

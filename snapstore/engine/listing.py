@@ -129,6 +129,8 @@ class Listing(OpenedStore):
 
         Tasks and processes that want a sync of an index at once share one.
         """
+        if recent is not None and not isinstance(recent, timedelta):
+            raise InvalidInput(f"recent is a timedelta, such as timedelta(hours=6), not {recent!r}")
         if recent is not None and recent < timedelta(0):
             raise InvalidInput(f"recent is a time before now, not {recent}")
         return await self._calls.run(self._syncing.sync(recent, progress))

@@ -89,6 +89,8 @@ class OpenedStore:
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise InvalidInput("the store is open already")
+        if self._sync_every is not None and not isinstance(self._sync_every, timedelta):
+            raise InvalidInput(f"sync_every is a timedelta, such as timedelta(seconds=10), not {self._sync_every!r}")
         if self._sync_every is not None and self._sync_every < _FASTEST:
             raise InvalidInput(f"sync_every is {_FASTEST.total_seconds():g} s or more, not {self._sync_every}")
         self._limits.attach()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from uuid import UUID
 
+import msgspec
+
 from snapstore import keys, metadata
 from snapstore.aio import run_all
 from snapstore.archive import recover
@@ -28,7 +30,8 @@ async def salvage(store: ObjectStore, catalog: Catalog, limits: Limits, *, apply
     with closing(Archives(store, catalog, every=True)) as archives:
         await archives.collect()
         lost = await archives.without_metadata()
-    return await _Salvage(store, catalog, limits).run(lost, apply)
+    report = await _Salvage(store, catalog, limits).run(lost, apply)
+    return msgspec.structs.replace(report, recent=archives.recent)
 
 
 class _Salvage:

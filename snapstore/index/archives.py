@@ -43,6 +43,8 @@ class Archives:
         self._every = every
         self.unlisted: list[Archive] = []
         """Those of snapshots that the index does not have, `GRACE` old or older."""
+        self.recent = 0
+        """How many of those are younger."""
         self.oddly_named: list[str] = []
         self._seen = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         """Ids; a million of them take 30 MB here, and three times as much in a set."""
@@ -100,8 +102,11 @@ class Archives:
                     f"{archive.info.key}: its name has {parts} parts, not four (the older system writes the colons of"
                     " apps' and labels' names into it), so that system does not find it"
                 )
-            wanted = self._every or len(self.unlisted) < _TOLD
-            if wanted and archive.id not in known and archive.info.modified < limit:
+            if archive.id in known:
+                continue
+            if archive.info.modified >= limit:
+                self.recent += 1
+            elif self._every or len(self.unlisted) < _TOLD:
                 self.unlisted.append(archive)
         await self._catalog.workers.run(self._remember, found)
 
