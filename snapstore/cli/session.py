@@ -17,6 +17,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 import typer
 
 from snapstore.cli.output import Output, shown
+from snapstore.engine.limits import Limits
 from snapstore.engine.store import SnapStore
 from snapstore.errors import InvalidInput, SnapstoreError, reason_of
 from snapstore.places import default_store
@@ -112,7 +113,9 @@ def command(app: typer.Typer, name: str, *, makes_store: bool = False, keeps: st
                 if first.annotation is Place:
                     return await function(Place(location, out), **given) or 0
                 with out.status(f"Opening {shown(location)} …"), _warnings_told(out):
-                    store = await SnapStore.open(location, create=url is None or makes_store, **how)
+                    # At the priority that whoever called us has chosen: there is no service here to be spared.
+                    limits = Limits(nice=False)
+                    store = await SnapStore.open(location, create=url is None or makes_store, limits=limits, **how)
                 async with contextlib.aclosing(store):
                     return await function(Session(store, out), **given) or 0
 
