@@ -11,8 +11,9 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 def moment(text: str) -> datetime:
     """A date, a time, or a duration before now; without a zone, local. InvalidInput."""
+    ago = _parsed(text)
     try:
-        if (ago := _parsed(text)) is not None:
+        if ago is not None:
             return datetime.now(UTC) - ago
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
