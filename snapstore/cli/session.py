@@ -134,13 +134,13 @@ def command(app: typer.Typer, name: str, *, makes_store: bool = False, keeps: st
 
 @contextlib.contextmanager
 def _warnings_told(out: Output) -> Iterator[None]:
-    """What is logged within, such as that a damaged index was moved aside, is told to whoever called the command."""
+    """What is logged of the index file, such as that a damaged one was moved aside, is told on the command line."""
 
     class Teller(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             out.warn(shown(record.getMessage()))
 
-    logger, teller = logging.getLogger("snapstore"), Teller(logging.WARNING)
+    logger, teller = logging.getLogger("snapstore.index"), Teller(logging.WARNING)
     logger.addHandler(teller)
     try:
         yield

@@ -14,7 +14,7 @@ from pathlib import Path
 from snapstore.errors import CatalogBusy, CatalogError, CatalogMismatch, reason_of
 from snapstore.index.migrations import migrate
 
-log = logging.getLogger("snapstore")
+log = logging.getLogger("snapstore.index")
 
 _APPLICATION_ID = b"SNAP"  # as the first migration sets it: no other program's file is taken for ours
 _APPLICATION_ID_AT = 68  # https://www.sqlite.org/fileformat2.html, 1.3
