@@ -43,6 +43,7 @@ class TestMinIO(ServerContract):
     pytestmark = pytest.mark.servers
     server_name = "juicefs"
     supports_conditional_writes = Unsupported("MinIO's handlers of 2021 ignore If-Match and If-None-Match on PutObject")
+    supports_etags_while_overwriting = Unsupported("JuiceFS exchanges the content first, and its ETag an instant later")
 
 
 class TestRclone(ServerContract):
