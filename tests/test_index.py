@@ -27,7 +27,7 @@ from snapstore import (
     SnapStore,
 )
 from snapstore.aio import Workers
-from snapstore.index import database, migrations
+from snapstore.index import migrations
 from snapstore.index.catalog import Catalog
 from snapstore.index.queries import Query, page_statement
 from tests.scripts import script
@@ -636,7 +636,7 @@ async def test_a_change_that_waits_can_be_cancelled_and_holds_nothing(tmp_path: 
 async def test_an_index_that_stays_locked_is_told(
     tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "PATIENCE", 0.05)
+    monkeypatch.setattr("snapstore.index.file.PATIENCE", 0.05)
     with closing(sqlite3.connect(tmp_path / "index.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(CatalogBusy) as caught:
@@ -648,7 +648,7 @@ async def test_a_snapshot_that_cannot_be_indexed_is_not_made(tmp_path: Path, mon
     """When create raises, there is no snapshot: not in the bucket either."""
     (tmp_path / "app").mkdir()
     async with opening(tmp_path) as store:
-        monkeypatch.setattr(database, "PATIENCE", 0.05)
+        monkeypatch.setattr("snapstore.index.file.PATIENCE", 0.05)
         with closing(sqlite3.connect(tmp_path / "index.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(CatalogBusy):

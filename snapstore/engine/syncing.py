@@ -49,9 +49,7 @@ class Syncing:
     async def _fill(self, progress: ProgressCallback | None) -> SyncReport | None:
         if await self._catalog.is_filled():
             return None
-        report = await sync.rebuild(self._store, self._catalog, progress)
-        await self._catalog.is_filled()
-        return report
+        return await sync.rebuild(self._store, self._catalog, progress)
 
     async def sync(self, recent: timedelta | None, progress: ProgressCallback | None) -> SyncReport:
         """Shared with whoever wants the same now, in this process and in others."""

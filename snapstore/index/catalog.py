@@ -1,9 +1,6 @@
 """The label index as calls use it: what is listed, and the changes that calls make to it themselves."""
 
-import asyncio
 import os
-import random
-import time
 from collections.abc import Collection, Iterable, Sequence
 from uuid import UUID
 
@@ -13,7 +10,7 @@ from snapstore.aio import Workers
 from snapstore.errors import AmbiguousId
 from snapstore.index import changes, file, rows
 from snapstore.index.database import Database, Incomplete
-from snapstore.index.lock import turn
+from snapstore.index.lock import turn, when_free
 from snapstore.index.mirror import Mirror
 from snapstore.index.queries import COLUMNS, SELECT, Query, page_statement, rarity_statement
 from snapstore.model import Count, IndexStatus, Page, Snapshot
@@ -38,15 +35,8 @@ class Catalog:
         CatalogTooNew, CatalogMismatch for another store's index or another program's file, CatalogError.
         """
         path = await workers.run(os.path.abspath, path)
-        deadline = time.monotonic() + file.PATIENCE
-        while True:
-            try:
-                await _prepare(path, store_url, workers)
-                return cls(Database(path), workers, store_url)
-            except file.Locked as error:
-                if time.monotonic() > deadline:
-                    raise file.busy(path) from error
-            await asyncio.sleep(random.uniform(0.001, 0.02))
+        await when_free(path, lambda: _try_prepare(path, store_url, workers))
+        return cls(Database(path), workers, store_url)
 
     @property
     def path(self) -> str:
@@ -161,6 +151,14 @@ class Catalog:
             await changes.note(connection, gone)
 
         await self.database.change(change)
+
+
+async def _try_prepare(path: str, store_url: str, workers: Workers) -> bool:
+    try:
+        await _prepare(path, store_url, workers)
+    except file.Locked:
+        return False
+    return True
 
 
 async def _prepare(path: str, store_url: str, workers: Workers) -> None:

@@ -6,9 +6,7 @@ holds the write lock, we wait in Python, so that a cancelled caller stops waitin
 
 import asyncio
 import os
-import random
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -17,7 +15,8 @@ import aiosqlite
 
 from snapstore.aio import uninterrupted
 from snapstore.errors import CatalogBusy
-from snapstore.index.file import PATIENCE, busy, is_damage, is_locked, remember_damage, unusable, uri
+from snapstore.index.file import is_damage, is_locked, remember_damage, unusable, uri
+from snapstore.index.lock import when_free
 
 _READERS = 2
 _BUSY_SECONDS = 0.05
@@ -59,19 +58,16 @@ class Database:
     async def change(self, change: Change) -> None:
         """Await ``change(connection)`` in a transaction of its own, once the write lock is ours. CatalogError."""
         async with self._writing:
-            deadline = time.monotonic() + PATIENCE
             if self._writer is not None and self._there(self._written_file) != self._written_file:
                 old, self._writer = self._writer, None
                 await uninterrupted(_close([old]))
-            while True:
-                if self._writer is None:
-                    await uninterrupted(self._add_writer())
-                assert self._writer is not None
-                if await uninterrupted(self._try_change(self._writer, change)):
-                    return
-                if time.monotonic() > deadline:
-                    raise busy(self.path)
-                await asyncio.sleep(random.uniform(0.001, 0.02))
+            await when_free(self.path, lambda: self._attempt(change))
+
+    async def _attempt(self, change: Change) -> bool:
+        if self._writer is None:
+            await uninterrupted(self._add_writer())
+        assert self._writer is not None
+        return await uninterrupted(self._try_change(self._writer, change))
 
     async def _try_change(self, connection: aiosqlite.Connection, change: Change) -> bool:
         try:
@@ -137,25 +133,14 @@ class Database:
         return None
 
     async def _add_reader(self) -> None:
-        connection = await self._connect()
-        try:
-            if self.complete and not await _is_complete(connection):
-                raise Incomplete(
-                    self.path, f"the index {self.path!r} is being filled anew from its store: try again later"
-                )
-        except sqlite3.DatabaseError as error:
-            await _close([connection])
-            raise unusable(self.path, error) from error
-        except BaseException:
-            await _close([connection])
-            raise
-        self._idle.append(connection)
+        self._idle.append(await self._connect(whole=self.complete))
 
     async def _add_writer(self) -> None:
         self._written_file = self._there(None)
         self._writer = await self._connect()
 
-    async def _connect(self) -> aiosqlite.Connection:
+    async def _connect(self, *, whole: bool = False) -> aiosqlite.Connection:
+        """With ``whole``, Incomplete where the file does not hold all of its bucket."""
         address = uri(self.path, writes=True)
         connecting = aiosqlite.connect(address, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
         # A process that ends without closing its store must end all the same; SQLite needs no farewell.
@@ -168,6 +153,10 @@ class Database:
         try:
             await connection.execute("PRAGMA foreign_keys = ON")
             await connection.execute("PRAGMA synchronous = NORMAL")
+            if whole and not await _is_complete(connection):
+                raise Incomplete(
+                    self.path, f"the index {self.path!r} is being filled anew from its store: try again later"
+                )
         except sqlite3.DatabaseError as error:
             await connection.close()
             raise unusable(self.path, error) from error

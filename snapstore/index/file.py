@@ -11,7 +11,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from snapstore.errors import CatalogBusy, CatalogError, CatalogMismatch, reason_of
+from snapstore.errors import CatalogError, CatalogMismatch, reason_of
 from snapstore.index.migrations import migrate
 
 log = logging.getLogger("snapstore.index")
@@ -117,10 +117,6 @@ def connect(path: str, *, writes: bool = False) -> sqlite3.Connection:
 def uri(path: str, *, writes: bool) -> str:
     """What SQLite opens an index by, whatever its name holds, and makes none where it was deleted."""
     return f"{Path(path).as_uri()}?mode={'rw' if writes else 'ro'}"
-
-
-def busy(path: str) -> CatalogBusy:
-    return CatalogBusy(path, f"the index {path!r} was locked by another process for {PATIENCE:g} s")
 
 
 def is_damage(error: sqlite3.DatabaseError) -> bool:

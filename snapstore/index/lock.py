@@ -1,12 +1,18 @@
-"""A lock beside the index file, for what one process at a time does to it. The system lets go of a dead process's."""
+"""Waiting for other processes, which nobody's loop notices and which can be cancelled.
+
+What one process at a time does to an index has a lock beside its file. The system lets go of a dead process's.
+"""
 
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from snapstore.errors import CatalogError, reason_of
+from snapstore.errors import CatalogBusy, CatalogError, reason_of
+from snapstore.index import file
 
 _POLL = 0.05
 
@@ -20,6 +26,15 @@ async def turn(path: str) -> AsyncIterator[None]:
                 break
             await asyncio.sleep(_POLL)
         yield
+
+
+async def when_free(path: str, attempt: Callable[[], Awaitable[bool]]) -> None:
+    """Repeat ``attempt`` while it gives False, as SQLite's own lock on the file is another process's. CatalogBusy."""
+    deadline = time.monotonic() + file.PATIENCE
+    while not await attempt():
+        if time.monotonic() > deadline:
+            raise CatalogBusy(path, f"the index {path!r} was locked by another process for {file.PATIENCE:g} s")
+        await asyncio.sleep(random.uniform(0.001, 0.02))
 
 
 def _taken(path: str, descriptor: int) -> bool:

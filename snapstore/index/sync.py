@@ -112,6 +112,7 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
         finally:
             await uninterrupted(beside.aclose())
         await catalog.workers.run(replacement.replace, catalog.path, beside.path, mirror.check)
+        catalog.database.complete = True
         await catalog.workers.run(file.remove, beside.path)
         walked = _Walk(store, mirror, progress)
         await walked.read_again(await mirror.noted())
@@ -140,9 +141,8 @@ async def _noting(mirror: Mirror) -> AsyncIterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(
-            CatalogError
-        ):  # less than what brought us here; the next sync begins by forgetting what was noted
+        # An error here matters less than what brought us here: the next sync begins by forgetting what was noted.
+        with suppress(CatalogError):
             await uninterrupted(mirror.end())
         raise
     await uninterrupted(mirror.end())
@@ -184,9 +184,9 @@ class _Walk:
         wanted = [snapshot_id for snapshot_id, info in found.items() if known.etags.get(snapshot_id) != info.etag]
         missing = [snapshot_id for snapshot_id in known.etags if snapshot_id not in found]
         gone = missing if self._certain else await self._gone(missing)
-        large = {snapshot_id for snapshot_id in wanted if found[snapshot_id].size > _LARGEST}
-        problems = [_too_large(snapshot_id, found[snapshot_id]) for snapshot_id in large]
-        await self._bring(known, [snapshot_id for snapshot_id in wanted if snapshot_id not in large], gone, problems)
+        small = [snapshot_id for snapshot_id in wanted if found[snapshot_id].size <= _LARGEST]
+        large = [snapshot_id for snapshot_id in wanted if found[snapshot_id].size > _LARGEST]
+        await self._bring(known, small, gone, [_too_large(snapshot_id, found[snapshot_id]) for snapshot_id in large])
         unreadable = known.problems & (found.keys() - set(wanted))  # as they were when they were read
         self._snapshots += len(found) - len(wanted) - len(unreadable)
         self._tell()
