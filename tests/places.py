@@ -1,8 +1,9 @@
 """A store of one test's own, nodes on it, and what is there behind their backs."""
 
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,9 @@ from typing import Any, TypeVar
 import pytest
 
 from snapstore import SnapStore
+from snapstore.aio import Workers
 from snapstore.engine import opened as engine
+from snapstore.index.catalog import Catalog
 from snapstore.storage.base import ObjectStore
 from snapstore.storage.urls import open_store
 from tests.conftest import BUCKET
@@ -43,6 +46,22 @@ async def place_of(kind: type[P], folder: Path, server: Server | None = None) ->
         yield kind(url, folder, raw, server)
     finally:
         await raw.aclose()
+
+
+@asynccontextmanager
+async def catalog_at(path: Path, url: str, workers: Workers) -> AsyncIterator[Catalog]:
+    """An index by itself, without a store."""
+    catalog = await Catalog.open(str(path), url, workers)
+    try:
+        yield catalog
+    finally:
+        await catalog.aclose()
+
+
+def look(path: Path, sql: str) -> Any:
+    """What SQL finds in an index file, behind the back of those that have it open."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
 
 
 def server_of(request: pytest.FixtureRequest) -> Server | None:

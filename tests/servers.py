@@ -175,8 +175,6 @@ def seaweedfs(folder: Path, *, tls: Certificate | None = None) -> Iterator[Serve
     """SeaweedFS, all of it in one process: the S3 server with every feature that the store uses."""
 
     used: list[int] = []
-    stack = ExitStack()
-    data = stack.enter_context(roomy(_made(folder)))
 
     def command(ports: Sequence[int], access: str, secret: str) -> Command:
         used.extend(ports)
@@ -191,9 +189,12 @@ def seaweedfs(folder: Path, *, tls: Certificate | None = None) -> Iterator[Serve
         arguments = [f"-{name}={value}" for name, value in options.items()]
         return Command([str(_program("weed")), "-logtostderr=true", "mini", *arguments], environment)
 
-    with stack:
-        stack.callback(remove_sockets, used)
-        yield stack.enter_context(_started(folder, WEED_PORTS, command, tls))
+    with roomy(_made(folder)) as data:
+        try:
+            with _started(folder, WEED_PORTS, command, tls) as server:
+                yield server
+        finally:
+            remove_sockets(used)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from snapstore.aio import Workers
 from snapstore.index import migrations
 from snapstore.index.catalog import Catalog
 from snapstore.index.queries import Query, page_statement
+from tests.places import look
 from tests.scripts import script
 
 URL = "file:///somewhere"
@@ -62,11 +63,6 @@ def put_metadata(tmp_path: Path, name: str, body: bytes | dict[str, Any]) -> Non
 
 def described(snapshot_id: str, **fields: Any) -> dict[str, Any]:
     return {"uuid": snapshot_id, "app_name": "blog", "ts": 1_700_000_000, "labels": []} | fields
-
-
-def look(path: Path, sql: str) -> Any:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(sql).fetchall()
 
 
 def write(path: Path, *statements: str) -> None:

@@ -3,8 +3,8 @@
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
 from snapstore.keys import METADATA_PREFIX, id_bytes
 from snapstore.storage.base import ObjectInfo, ObjectStore
-from tests.places import wrapped
+from tests.places import catalog_at, look, wrapped
 
 
 class Paused:
@@ -69,11 +69,6 @@ async def ids(store: SnapStore) -> set[str]:
 def delete_index(tmp_path: Path) -> None:
     for path in tmp_path.glob("index.db*"):
         path.unlink()
-
-
-def look(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(sql).fetchall()
 
 
 # Another file in its place.
@@ -186,15 +181,6 @@ async def test_a_lock_that_cannot_be_had_is_an_error_of_ours(tmp_path: Path) -> 
 # What is kept.
 
 
-@asynccontextmanager
-async def catalog(path: Path) -> AsyncIterator[Catalog]:
-    workers = Workers(1, "test")
-    opened = await Catalog.open(str(path), "file:///x", workers)
-    yield opened
-    await opened.aclose()
-    workers.close()
-
-
 async def test_names_go_with_the_last_snapshot_that_has_them(tmp_path: Path, app: Path) -> None:
     def names() -> tuple[set[Any], set[Any]]:
         found = [look(tmp_path / "index.db", f"SELECT name FROM {table}") for table in ("app", "label")]
@@ -294,11 +280,11 @@ async def test_windows_of_recent_syncs_are_not_remembered(tmp_path: Path) -> Non
         assert one._syncing._shared == {}
 
 
-async def test_a_change_during_the_last_reading_is_read_again(tmp_path: Path, app: Path) -> None:
+async def test_a_change_during_the_last_reading_is_read_again(tmp_path: Path, app: Path, workers: Workers) -> None:
     """What was left out since a call of ours changed it is not forgotten."""
     async with opening(tmp_path) as one:
         made = await one.create("blog", app)
-    async with catalog(tmp_path / "other.db") as other:
+    async with catalog_at(tmp_path / "other.db", "file:///x", workers) as other:
         await other.mirror.begin()
         known = await other.mirror.known(b"", None)
         await other.put([(made, "newer")])

@@ -26,24 +26,16 @@ from snapstore.index.file import remember_damage
 from snapstore.index.mirror import Mirror
 from snapstore.index.queries import Query, page_statement, rarity_statement
 from snapstore.keys import id_bytes
+from tests.places import catalog_at, look
 from tests.scripts import said, script
 
 APPS = 50
 
 
-@contextlib.asynccontextmanager
-async def opened(path: Path, url: str, workers: Workers) -> AsyncIterator[Catalog]:
-    catalog = await Catalog.open(str(path), url, workers)
-    try:
-        yield catalog
-    finally:
-        await catalog.aclose()
-
-
 @pytest.fixture
 async def catalog(tmp_path: Path, workers: Workers) -> AsyncIterator[Catalog]:
     """An index of a fleet's bucket, not yet filled."""
-    async with opened(tmp_path / "index.db", FleetStore.url, workers) as made:
+    async with catalog_at(tmp_path / "index.db", FleetStore.url, workers) as made:
         yield made
 
 
@@ -57,11 +49,6 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fleet(count: int, **options: Any) -> FleetStore:
     return FleetStore(count, apps=APPS, **options)
-
-
-def look(path: Path, sql: str) -> Any:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(sql).fetchall()
 
 
 def names(folder: Path) -> list[str]:
@@ -120,13 +107,13 @@ async def test_readers_of_other_processes_meet_the_old_state_or_the_new_one_and_
         ]
 
     index = tmp_path / "index.db"
-    async with opened(index, "file:///x", workers) as catalog:
+    async with catalog_at(index, "file:///x", workers) as catalog:
         await catalog.put(of(0))
         readers = [script(READER, index, total) for _ in range(2)]
         for reader in readers:
             assert await said(reader) == "reading\n"
         for version in range(1, 6):
-            async with opened(tmp_path / "beside.db", "file:///x", workers) as beside:
+            async with catalog_at(tmp_path / "beside.db", "file:///x", workers) as beside:
                 await beside.put(of(version))
             await workers.run(replacement.replace, str(index), str(tmp_path / "beside.db"), lambda _: None)
             assert {one.labels for one in await all_of(catalog)} == {("x", f"version:{version}")}
@@ -298,7 +285,10 @@ async def carried(tmp_path: Path, workers: Workers, *, same_time: bool, order: i
         for number in range(4)
     ]
     url = "file:///x"
-    async with opened(tmp_path / "index.db", url, workers) as old, opened(tmp_path / "new.db", url, workers) as new:
+    async with (
+        catalog_at(tmp_path / "index.db", url, workers) as old,
+        catalog_at(tmp_path / "new.db", url, workers) as new,
+    ):
         await old.put([(one, "before") for one in made])
         await Mirror(old.database).begin()
         await new.put([(one, "before") for one in made[::order]])
@@ -367,7 +357,7 @@ async def test_an_index_on_another_schema_beside_it_is_thrown_away(
 async def test_an_index_of_another_store_beside_it_is_thrown_away(
     catalog: Catalog, tmp_path: Path, workers: Workers
 ) -> None:
-    async with opened(tmp_path / "index.db-rebuild", "file:///other", workers) as other:
+    async with catalog_at(tmp_path / "index.db-rebuild", "file:///other", workers) as other:
         await other.put([(snapshot(9999, APPS), "etag")])
     await sync.rebuild(fleet(10), catalog)
     assert await all_of(catalog) == newest_first(10)
@@ -467,7 +457,8 @@ async def test_what_is_not_ours_to_replace_is_refused_and_kept(tmp_path: Path, w
     if kind == "foreign":
         index.write_bytes(b"somebody's notes, longer than a header has to be" * 20)
     else:
-        async with opened(index, "fleet://other" if kind == "another store's" else FleetStore.url, workers) as catalog:
+        url = "fleet://other" if kind == "another store's" else FleetStore.url
+        async with catalog_at(index, url, workers) as catalog:
             await catalog.put([(snapshot(1, APPS), "etag")])
         if kind == "newer":
             error = CatalogTooNew

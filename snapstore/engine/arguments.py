@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
 
 from snapstore import keys
 from snapstore.errors import InvalidInput
@@ -18,6 +19,12 @@ def app_folder(apps: str | None, app: str) -> str:
     if "/" in app:
         raise InvalidInput(f"{app!r} is no name of a folder in {apps!r}: give a folder")
     return os.path.join(apps, app)
+
+
+def check_duration(value: object, what: str) -> None:
+    """A number does not say of what it is one."""
+    if not isinstance(value, timedelta):
+        raise InvalidInput(f"{what} is a timedelta, such as timedelta(minutes=5), not {value!r}")
 
 
 def strings(values: Iterable[str], what: str) -> Collection[str]:

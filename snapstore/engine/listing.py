@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import datetime, timedelta
 
 from snapstore.engine import salvage
-from snapstore.engine.arguments import strings
+from snapstore.engine.arguments import check_duration, strings
 from snapstore.engine.opened import OpenedStore
 from snapstore.errors import InvalidInput, SnapshotNotFound
 from snapstore.index.queries import Query
@@ -129,10 +129,10 @@ class Listing(OpenedStore):
 
         Tasks and processes that want a sync of an index at once share one.
         """
-        if recent is not None and not isinstance(recent, timedelta):
-            raise InvalidInput(f"recent is a timedelta, such as timedelta(hours=6), not {recent!r}")
-        if recent is not None and recent < timedelta(0):
-            raise InvalidInput(f"recent is a time before now, not {recent}")
+        if recent is not None:
+            check_duration(recent, "recent")
+            if recent < timedelta(0):
+                raise InvalidInput(f"recent is a time before now, not {recent}")
         return await self._calls.run(self._syncing.sync(recent, progress))
 
     async def rebuild(self, *, archives: bool = True, progress: ProgressCallback | None = None) -> SyncReport:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from weakref import WeakValueDictionary
 
 from snapstore.aio import uninterrupted
+from snapstore.engine.arguments import check_duration
 from snapstore.engine.calls import Calls
 from snapstore.engine.limits import Limits
 from snapstore.engine.syncing import Syncing
@@ -89,10 +90,10 @@ class OpenedStore:
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise InvalidInput("the store is open already")
-        if self._sync_every is not None and not isinstance(self._sync_every, timedelta):
-            raise InvalidInput(f"sync_every is a timedelta, such as timedelta(seconds=10), not {self._sync_every!r}")
-        if self._sync_every is not None and self._sync_every < _FASTEST:
-            raise InvalidInput(f"sync_every is {_FASTEST.total_seconds():g} s or more, not {self._sync_every}")
+        if self._sync_every is not None:
+            check_duration(self._sync_every, "sync_every")
+            if self._sync_every < _FASTEST:
+                raise InvalidInput(f"sync_every is {_FASTEST.total_seconds():g} s or more, not {self._sync_every}")
         self._limits.attach()
         try:
             store = await open_store(self._url, create=self._create, s3=self._s3)
