@@ -22,7 +22,7 @@ from benchmarks.stores import PartialStore, etag
 from snapstore import keys, metadata
 from snapstore.errors import ObjectNotFound
 from snapstore.model import Extent, Snapshot
-from snapstore.storage.base import Body, ObjectInfo
+from snapstore.objectstore import Body, ObjectInfo
 
 APPS = 20_000
 _PAGE = 1000

@@ -21,7 +21,7 @@ from benchmarks.clock import clock
 from benchmarks.corpora import walk
 from benchmarks.inside_index import spread
 from snapstore import SnapStore
-from snapstore.storage.base import Part
+from snapstore.objectstore import Part
 from snapstore.storage.urls import open_store
 
 _TICK = 0.001

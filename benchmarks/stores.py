@@ -13,7 +13,7 @@ from typing import Any
 from snapstore import Limits, SnapStore
 from snapstore.errors import ObjectNotFound
 from snapstore.index.catalog import Catalog
-from snapstore.storage.base import Body, Chunks, ObjectInfo, ObjectStore, Part, UploadInfo
+from snapstore.objectstore import Body, Chunks, ObjectInfo, ObjectStore, Part, UploadInfo
 
 
 class _OnStore(SnapStore):

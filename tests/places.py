@@ -14,7 +14,7 @@ from snapstore import SnapStore
 from snapstore.aio import Workers
 from snapstore.engine import opened as engine
 from snapstore.index.catalog import Catalog
-from snapstore.storage.base import ObjectStore
+from snapstore.objectstore import ObjectStore
 from snapstore.storage.urls import open_store
 from tests.conftest import BUCKET
 from tests.servers import Server

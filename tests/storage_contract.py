@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import pytest
 
 from snapstore.errors import InvalidInput, ObjectNotFound, PreconditionFailed, StorageError
-from snapstore.storage.base import ObjectInfo, ObjectStore, Part, UploadInfo
+from snapstore.objectstore import ObjectInfo, ObjectStore, Part, UploadInfo
 
 T = TypeVar("T")
 

@@ -34,7 +34,7 @@ from snapstore.index.mirror import Mirror
 from snapstore.index.queries import Query
 from snapstore.keys import CHECKPOINT_PREFIX, METADATA_PREFIX, metadata_key
 from snapstore.model import CheckpointReport
-from snapstore.storage.base import Body, ObjectInfo
+from snapstore.objectstore import Body, ObjectInfo
 from snapstore.storage.urls import open_store
 
 APPS = 50

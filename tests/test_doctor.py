@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from snapstore import AccessDenied, Check, InvalidInput, NotAStore, S3Options, SnapStore, StorageError, diagnose
 from snapstore.cli.commands import app as command_line
-from snapstore.storage.base import Body, ObjectInfo, ObjectStore
+from snapstore.objectstore import Body, ObjectInfo, ObjectStore
 from snapstore.storage.local import LocalStore
 from snapstore.storage.s3.store import S3Store
 from tests import servers

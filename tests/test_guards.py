@@ -42,7 +42,7 @@ from snapstore.archive import frames, tar, target, toc
 from snapstore.archive.target import Target
 from snapstore.engine import opened as engine_store
 from snapstore.errors import TargetUnwritable
-from snapstore.storage.base import Body
+from snapstore.objectstore import Body
 from snapstore.storage.urls import open_store
 
 NOISE = random.Random(1).randbytes(100_000)

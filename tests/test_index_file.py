@@ -17,7 +17,7 @@ from snapstore.index import file, mirror
 from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
 from snapstore.keys import METADATA_PREFIX, id_bytes
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.objectstore import ObjectInfo, ObjectStore
 from tests.places import catalog_at, look, wrapped
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from snapstore import SnapStore
 from snapstore.archive import toc
-from snapstore.storage.base import ObjectStore
+from snapstore.objectstore import ObjectStore
 from snapstore.storage.urls import open_store
 from tests import trees
 from tests.trees import FRAME, describe, differences

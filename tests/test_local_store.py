@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import pytest
 
 from snapstore.errors import InvalidInput, NotAStore, ObjectNotFound, PreconditionFailed, StorageError, StorageFull
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.objectstore import ObjectInfo, ObjectStore
 from snapstore.storage.local import LocalStore
 from tests.storage_contract import StorageContract, drained, keys_of, letters, numbered, whole
 

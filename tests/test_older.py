@@ -29,7 +29,7 @@ import zstandard
 from snapstore import Snapshot, SnapshotNotFound, SnapStore, keys
 from snapstore.cli.commands import app as command_line
 from snapstore.engine import opened as engine
-from snapstore.storage.base import Body, ObjectStore
+from snapstore.objectstore import Body, ObjectStore
 from snapstore.storage.urls import open_store
 from tests import places, servers
 from tests.conftest import BUCKET

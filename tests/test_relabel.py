@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from snapstore import InvalidInput, MetadataInvalid, Snapshot, SnapshotNotFound, SnapStore, UnsupportedFormat, keys
-from snapstore.storage.base import ObjectInfo
+from snapstore.objectstore import ObjectInfo
 from snapstore.storage.local import LocalStore
 from tests import places
 from tests.places import place_of, server_of

@@ -36,7 +36,7 @@ from snapstore import (
     StorageUnavailable,
     Throttled,
 )
-from snapstore.storage.base import Part
+from snapstore.objectstore import Part
 from snapstore.storage.s3.store import S3Store
 from tests.conftest import BUCKET
 from tests.proxy import (

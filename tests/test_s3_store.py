@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 
-from snapstore.storage.base import ObjectStore
+from snapstore.objectstore import ObjectStore
 from snapstore.storage.s3.options import S3Options
 from snapstore.storage.s3.store import S3Store
 from tests import servers

@@ -26,7 +26,7 @@ from snapstore.engine import salvage
 from snapstore.errors import ArchiveDamaged
 from snapstore.index.archives import Archives
 from snapstore.model import Extent
-from snapstore.storage.base import Body
+from snapstore.objectstore import Body
 from tests import places
 from tests.places import place_of, server_of
 from tests.test_changing import Reads

@@ -26,7 +26,7 @@ from snapstore.index import sync as index_sync
 from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
 from snapstore.keys import METADATA_PREFIX
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.objectstore import ObjectInfo, ObjectStore
 from tests.places import wrapped
 from tests.scripts import said, script
 

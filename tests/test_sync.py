@@ -10,7 +10,7 @@ import pytest
 
 from snapstore import InvalidInput, SnapStore, StorageError
 from snapstore.engine import opened as engine
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.objectstore import ObjectInfo, ObjectStore
 from snapstore.storage.urls import open_store
 from tests.places import wrapped
 

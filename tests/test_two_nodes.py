@@ -30,7 +30,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from snapstore import Snapshot, SnapshotNotFound, SnapStore, SnapstoreError, StorageError, metadata
 from snapstore.engine import opened as engine
 from snapstore.keys import METADATA_PREFIX, metadata_key
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.objectstore import ObjectInfo, ObjectStore
 from snapstore.storage.local import LocalStore
 from tests.places import wrapped
 

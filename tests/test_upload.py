@@ -18,7 +18,7 @@ from snapstore.engine import parts
 from snapstore.engine.limits import Limits
 from snapstore.engine.writer import Request, SnapshotWriter
 from snapstore.errors import ObjectNotFound, StorageError
-from snapstore.storage.base import Body, Chunks, ObjectInfo, Part, UploadInfo
+from snapstore.objectstore import Body, Chunks, ObjectInfo, Part, UploadInfo
 from snapstore.storage.local import LocalStore
 from snapstore.storage.upload import MAX_PARTS, MultipartUpload
 

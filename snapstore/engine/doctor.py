@@ -16,7 +16,7 @@ from snapstore.aio import TIDY_SECONDS, ended, uninterrupted
 from snapstore.errors import InvalidInput, ObjectNotFound, PreconditionFailed, SnapstoreError, StorageError
 from snapstore.keys import METADATA_PREFIX
 from snapstore.model import Check
-from snapstore.storage.base import ObjectInfo, ObjectStore, Part
+from snapstore.objectstore import ObjectInfo, ObjectStore, Part
 from snapstore.storage.s3.options import S3Options, parse, unverified
 from snapstore.storage.urls import is_bucket, open_store
 

@@ -23,7 +23,7 @@ from snapstore.engine.limits import Limits
 from snapstore.engine.restoring import report, restoring
 from snapstore.errors import ArchiveDamaged, MemberNotFound, PreconditionFailed
 from snapstore.model import Member, MemberType, Progress, ProgressCallback, RestoreReport, Snapshot
-from snapstore.storage.base import ObjectStore
+from snapstore.objectstore import ObjectStore
 
 _MEMORY = 32 << 20
 """Of a stream's buffers: zstd's window (8 MiB for its usual levels), and a few pieces of 1 MiB."""

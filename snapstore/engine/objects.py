@@ -13,7 +13,7 @@ from snapstore import keys, metadata
 from snapstore.errors import ObjectNotFound, PreconditionFailed, SnapshotNotFound, SnapstoreError, UnsupportedFormat
 from snapstore.index.catalog import Catalog
 from snapstore.model import FORMAT, Snapshot
-from snapstore.storage.base import ObjectStore
+from snapstore.objectstore import ObjectStore
 
 log = logging.getLogger("snapstore")
 

@@ -15,8 +15,8 @@ from snapstore.engine.limits import Limits
 from snapstore.engine.syncing import Syncing
 from snapstore.errors import InvalidInput, StoreClosed
 from snapstore.index.catalog import Catalog
+from snapstore.objectstore import ObjectStore
 from snapstore.places import default_index
-from snapstore.storage.base import ObjectStore
 from snapstore.storage.s3.options import S3Options
 from snapstore.storage.urls import open_store
 

@@ -6,7 +6,7 @@ An archive that fits one part is a single put. Left without `finish`, nothing of
 from types import TracebackType
 
 from snapstore.aio import ended
-from snapstore.storage.base import ObjectStore
+from snapstore.objectstore import ObjectStore
 from snapstore.storage.upload import MAX_PARTS, MultipartUpload
 
 IN_FLIGHT = 3

@@ -21,7 +21,7 @@ from snapstore.engine.limits import Limits
 from snapstore.engine.restoring import report, restoring
 from snapstore.errors import ArchiveDamaged, PreconditionFailed
 from snapstore.model import Member, MemberType, Progress, ProgressCallback, RestoreReport, Snapshot
-from snapstore.storage.base import ObjectStore
+from snapstore.objectstore import ObjectStore
 
 _GROUP = 8 << 20
 """Compressed bytes that one request of a restore fetches at least, so that it makes few of them."""

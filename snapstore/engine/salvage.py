@@ -15,7 +15,7 @@ from snapstore.errors import ArchiveDamaged, InvalidInput, MetadataInvalid, Obje
 from snapstore.index.archives import Archive, Archives
 from snapstore.index.catalog import Catalog
 from snapstore.model import FORMAT, Extent, SalvageReport, Snapshot
-from snapstore.storage.base import ObjectStore
+from snapstore.objectstore import ObjectStore
 
 log = logging.getLogger("snapstore")
 

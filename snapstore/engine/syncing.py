@@ -17,7 +17,7 @@ from snapstore.index.archives import Archives
 from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
 from snapstore.model import CheckpointReport, ProgressCallback, SyncReport
-from snapstore.storage.base import ObjectStore
+from snapstore.objectstore import ObjectStore
 
 log = logging.getLogger("snapstore")
 

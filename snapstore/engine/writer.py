@@ -28,7 +28,7 @@ from snapstore.engine.parts import ArchiveUpload, memory, part_size
 from snapstore.errors import SnapstoreError, StorageUnavailable
 from snapstore.index.catalog import Catalog
 from snapstore.model import FORMAT, OnError, Progress, ProgressCallback, Snapshot, SnapshotReport
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.objectstore import ObjectInfo, ObjectStore
 
 log = logging.getLogger("snapstore")
 

@@ -17,7 +17,7 @@ from snapstore.errors import ObjectNotFound
 from snapstore.index import file
 from snapstore.index.catalog import Catalog
 from snapstore.model import Snapshot
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.objectstore import ObjectInfo, ObjectStore
 
 GRACE = 3600.0
 """Seconds for which an archive may be without metadata: its snapshot is being made."""

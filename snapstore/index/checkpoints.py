@@ -24,7 +24,7 @@ from snapstore.index.coverage import Coverage
 from snapstore.index.rows import Row
 from snapstore.keys import CHECKPOINT_PREFIX, METADATA_PREFIX, canonical_id, id_bytes, metadata_key
 from snapstore.model import CheckpointReport, Progress, ProgressCallback, Snapshot
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.objectstore import ObjectInfo, ObjectStore
 
 log = logging.getLogger("snapstore")
 

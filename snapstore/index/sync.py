@@ -23,7 +23,7 @@ from snapstore.index.rows import Row
 from snapstore.index.walk import PAGE, Span, id_of, spans, walk
 from snapstore.keys import first_id, metadata_key
 from snapstore.model import Progress, ProgressCallback, SyncReport
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.objectstore import ObjectInfo, ObjectStore
 
 log = logging.getLogger("snapstore")
 

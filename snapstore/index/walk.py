@@ -15,7 +15,7 @@ from uuid import UUID
 
 from snapstore.aio import run_all
 from snapstore.keys import METADATA_PREFIX, canonical_id, id_bytes, metadata_key
-from snapstore.storage.base import ObjectInfo, ObjectStore
+from snapstore.objectstore import ObjectInfo, ObjectStore
 
 PAGE = 1000
 _WORTH_DIVIDING = 4 * PAGE

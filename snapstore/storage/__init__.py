@@ -1,1 +1,1 @@
-"""Objects in a bucket: one small protocol (`base`), the stores that keep it, and what wraps them."""
+"""Objects in a bucket: the stores that keep the protocol of `snapstore.objectstore`, and what wraps them."""

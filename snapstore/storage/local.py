@@ -33,8 +33,8 @@ from snapstore.errors import (
     StorageFull,
     reason_of,
 )
+from snapstore.objectstore import Body, Chunks, ObjectInfo, Part, UploadInfo, check_key
 from snapstore.storage import files
-from snapstore.storage.base import Body, Chunks, ObjectInfo, Part, UploadInfo, check_key
 from snapstore.storage.local_uploads import LocalUploads
 
 P = ParamSpec("P")

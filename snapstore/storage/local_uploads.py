@@ -14,8 +14,8 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 from snapstore.errors import StorageError
+from snapstore.objectstore import Chunks, ObjectInfo, Part, UploadInfo
 from snapstore.storage import files
-from snapstore.storage.base import Chunks, ObjectInfo, Part, UploadInfo
 
 
 class LocalUploads:

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from snapstore.aio import TIDY_SECONDS, drop, ended, uninterrupted
 from snapstore.errors import SnapstoreError
-from snapstore.storage.base import Chunks, ObjectInfo, ObjectStore, Part
+from snapstore.objectstore import Chunks, ObjectInfo, ObjectStore, Part
 
 MAX_PARTS = 10_000
 

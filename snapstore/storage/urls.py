@@ -5,7 +5,7 @@ import re
 from urllib.parse import unquote, urlsplit
 
 from snapstore.errors import InvalidInput
-from snapstore.storage.base import ObjectStore
+from snapstore.objectstore import ObjectStore
 from snapstore.storage.local import LocalStore
 from snapstore.storage.s3.options import S3Options
 from snapstore.storage.s3.store import S3Store

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
-from snapstore.storage.base import ObjectInfo
+from snapstore.objectstore import ObjectInfo
 from snapstore.storage.s3.answers import NotS3, bare
 
 ENTRIES = "Entries"

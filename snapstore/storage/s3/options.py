@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import msgspec
 
 from snapstore.errors import InvalidInput, reason_of
-from snapstore.storage.base import check_key
+from snapstore.objectstore import check_key
 
 MIN_PART = 5 << 20
 MAX_PART = 5 << 30

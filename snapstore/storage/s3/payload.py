@@ -5,7 +5,7 @@ import hashlib
 import io
 from collections.abc import AsyncIterator, Callable
 
-from snapstore.storage.base import Chunks
+from snapstore.objectstore import Chunks
 
 _PIECE = 256 << 10
 """Bytes given to the transport at once: it copies what the socket does not take, and between two the loop goes on."""

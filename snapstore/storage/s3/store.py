@@ -30,7 +30,7 @@ from snapstore.errors import (
     StorageError,
     StoreClosed,
 )
-from snapstore.storage.base import Body, Chunks, ObjectInfo, Part, UploadInfo, check_key
+from snapstore.objectstore import Body, Chunks, ObjectInfo, Part, UploadInfo, check_key
 from snapstore.storage.s3.answers import (
     OutOfRange,
     Unsupported,
