@@ -1,5 +1,7 @@
 """What all tests share: an open store on a folder of its own, and real S3 servers, started when first asked for."""
 
+import os
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +17,12 @@ from tests.proxy import Proxy
 from tests.servers import Server
 
 BUCKET = "snapshots"
+
+
+def pytest_configure() -> None:
+    """Unless TMPDIR says where, tests work in memory, if it has room: of a disk they would wait for each sync."""
+    if "TMPDIR" not in os.environ and servers.memory_has_room():
+        os.environ["TMPDIR"] = tempfile.tempdir = str(servers.MEMORY)
 
 
 @pytest.fixture

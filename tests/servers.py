@@ -28,7 +28,7 @@ ATTEMPTS = 5
 WEED_PORTS = 10
 
 _ROOM = 0.05
-_MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")
 _MEMORY_ROOM = 2 << 30
 
 # Becomes the server, which is then killed when the thread that started it ends, however it ends. This is a program of
@@ -201,11 +201,15 @@ def seaweedfs(folder: Path, *, tls: Certificate | None = None) -> Iterator[Serve
 def roomy(folder: Path) -> Iterator[Path]:
     """`folder`, or one in memory where its disk is nearly full: below one percent free SeaweedFS takes no writes."""
     usage = shutil.disk_usage(folder)
-    if usage.free >= usage.total * _ROOM or not _MEMORY.is_dir() or shutil.disk_usage(_MEMORY).free < _MEMORY_ROOM:
+    if usage.free >= usage.total * _ROOM or not memory_has_room():
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="snapstore-", dir=_MEMORY) as inside:
+    with tempfile.TemporaryDirectory(prefix="snapstore-", dir=MEMORY) as inside:
         yield Path(inside)
+
+
+def memory_has_room() -> bool:
+    return MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= _MEMORY_ROOM
 
 
 @contextmanager

@@ -32,7 +32,8 @@ READY_SECONDS = 30.0
 SETTLE_SECONDS = 10.0
 
 PROBED = """
-import asyncio, os, random, threading, time
+import asyncio, gc, os, random, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from service import app
 
 @app.get("/probe")
@@ -40,9 +41,11 @@ async def probe():
     if app.state.jobs:
         await asyncio.wait(app.state.jobs)
     others = asyncio.all_tasks() - {asyncio.current_task()}
+    pools = [pool for pool in gc.get_objects() if isinstance(pool, ThreadPoolExecutor)]
     return {
         "tasks": sorted(task.get_coro().__qualname__ for task in others),
-        "threads": threading.active_count(),
+        # Each pool counts as full: it makes its threads when it first has so much to do, and keeps them.
+        "threads": threading.active_count() + sum(pool._max_workers - len(pool._threads) for pool in pools),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }
 

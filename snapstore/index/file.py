@@ -78,6 +78,8 @@ def prepare(path: str, store_url: str) -> None:
     try:
         with closing(sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_SECONDS)) as connection:
             _check_ours(connection, path)
+            # A cache may lose its last transactions with the machine's power; each need not wait for the disk.
+            connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA journal_mode = WAL")
             migrate(connection, path)
             connection.execute("INSERT OR IGNORE INTO store (only, url) VALUES (1, ?)", [store_url])
