@@ -186,7 +186,7 @@ async def test_an_interrupted_rebuild_is_gone_on_with_and_leaves_the_old_index_a
     await cancelled_at(store, catalog, 3500)
     assert await all_of(catalog) == [snapshot(7, APPS)]
     [(brought,)] = look(tmp_path / "index.db-rebuild", "SELECT count(*) FROM snapshot")
-    assert brought == 3000, "the pages that were read whole"
+    assert brought == 3250, "the pieces that were read whole"
     before = set(store.read[:3000])
     store.read.clear()
     report = await sync.rebuild(store, catalog)

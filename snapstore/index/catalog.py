@@ -88,7 +88,7 @@ class Catalog:
     async def apps(self) -> list[Count]:
         """Every app, and how many snapshots it has, by name."""
         sql = "SELECT a.name, count(*) FROM app a JOIN snapshot s USING (app) GROUP BY a.app ORDER BY a.name"
-        return [Count(*row) for row in await self.database.fetch(sql)]
+        return [Count(*row) for row in await self.database.scan(sql)]
 
     async def labels(self, key: str | None) -> list[Count]:
         """Every label's key, or every label of a key, and how many snapshots have it, by name."""
@@ -102,12 +102,12 @@ class Catalog:
             " GROUP BY l.label ORDER BY l.name"
         )
         # A label without a value is written as it was given.
-        return [Count(name.removesuffix(":"), count) for name, count in await self.database.fetch(sql, values)]
+        return [Count(name.removesuffix(":"), count) for name, count in await self.database.scan(sql, values)]
 
     async def status(self) -> IndexStatus:
         [(url, synced, problems, schema)] = await self.database.fetch(f"SELECT {_FIELDS} FROM store")
         covered = dict(
-            await self.database.fetch("SELECT checkpoint IS NOT NULL, count(*) FROM snapshot GROUP BY 1 ORDER BY 1")
+            await self.database.scan("SELECT checkpoint IS NOT NULL, count(*) FROM snapshot GROUP BY 1 ORDER BY 1")
         )
         return IndexStatus(
             path=self.path,

@@ -24,7 +24,7 @@ class Coverage:
         self._database = database
 
     async def checkpoints(self) -> Sequence[Checkpoint]:
-        found = await self._database.fetch("SELECT checkpoint, name, snapshots > 0 FROM checkpoint")
+        found = await self._database.scan("SELECT checkpoint, name, snapshots > 0 FROM checkpoint")
         return [Checkpoint(number, name, bool(complete)) for number, name, complete in found]
 
     async def add(self, name: str, modified: float) -> int:
@@ -36,7 +36,7 @@ class Coverage:
             )
 
         await self._database.change(change)
-        [(number,)] = await self._database.fetch("SELECT checkpoint FROM checkpoint WHERE name = ?", [name])
+        [(number,)] = await self._database.scan("SELECT checkpoint FROM checkpoint WHERE name = ?", [name])
         return int(number)
 
     async def complete(self, number: int, snapshots: int) -> None:
@@ -78,12 +78,12 @@ class Coverage:
 
     async def counts(self) -> Mapping[int | None, int]:
         """How many rows belong to each checkpoint, and (None) to none."""
-        return dict(await self._database.fetch("SELECT checkpoint, count(*) FROM snapshot GROUP BY checkpoint"))
+        return dict(await self._database.scan("SELECT checkpoint, count(*) FROM snapshot GROUP BY checkpoint"))
 
     async def rows(self, numbers: Collection[int], after: bytes, limit: int) -> Sequence[tuple[bytes, Snapshot, str]]:
         """Id, snapshot and ETag of rows of these checkpoints, and of none, by id, from the first after ``after``."""
         places = ", ".join("?" * len(numbers))
-        found = await self._database.fetch(
+        found = await self._database.scan(
             "SELECT s.id, a.name, s.detail, s.etag FROM snapshot s JOIN app a USING (app)"
             f" WHERE s.id > ? AND (s.checkpoint IS NULL OR s.checkpoint IN ({places})) ORDER BY s.id LIMIT ?",
             [after, *numbers, limit],

@@ -1,4 +1,4 @@
-"""The index file, open: by aiosqlite, one connection that writes and a few that read.
+"""The index file, open: by aiosqlite, one connection that writes, a few that read, and one that reads much at once.
 
 The file is shared by any number of processes (WAL). Locks are held for one short transaction; where another process
 holds the write lock, we wait in Python, so that a cancelled caller stops waiting.
@@ -7,8 +7,9 @@ holds the write lock, we wait in Python, so that a cancelled caller stops waitin
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import aiosqlite
@@ -36,29 +37,32 @@ class Database:
         self.path = path
         self._writer: aiosqlite.Connection | None = None
         self._writing = asyncio.Lock()
-        self._idle: list[aiosqlite.Connection] = []
-        self._read_file: _FileId | None = None
         self._written_file: _FileId | None = None
-        """What the connections are to: another process may put a new file in the place of a damaged one."""
-        self._readers = asyncio.Semaphore(_READERS)
+        """What the writer is to: another process may put a new file in the place of a damaged one."""
+        self._readers = _Readers(self, _READERS)
+        self._scanners = _Readers(self, 1)
+        self.read_at = 0.0
+        """When something was last fetched, in the seconds of time.monotonic."""
         self.complete = False
         """Whether it has held all of its bucket: then a file that takes its place is read once that does too."""
 
     async def aclose(self) -> None:
-        connections = [*self._idle, *([self._writer] if self._writer else [])]
-        self._idle, self._writer = [], None
-        await uninterrupted(_close(connections))
+        writer, self._writer = self._writer, None
+        await uninterrupted(_close([*self._readers.taken(), *self._scanners.taken(), *([writer] if writer else [])]))
 
     async def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows that a statement gives. CatalogError."""
-        async with self._reader() as connection:
-            # Not left half-way: a statement cannot be taken back from its thread, and the connection is shared.
-            return list(await uninterrupted(connection.execute_fetchall(sql, values)))
+        self.read_at = time.monotonic()
+        return await self._readers.fetch(sql, values)
+
+    async def scan(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """`fetch` of so much that no listing shall wait for it. CatalogError."""
+        return await self._scanners.fetch(sql, values)
 
     async def change(self, change: Change) -> None:
         """Await ``change(connection)`` in a transaction of its own, once the write lock is ours. CatalogError."""
         async with self._writing:
-            if self._writer is not None and self._there(self._written_file) != self._written_file:
+            if self._writer is not None and self.there(self._written_file) != self._written_file:
                 old, self._writer = self._writer, None
                 await uninterrupted(_close([old]))
             await when_free(self.path, lambda: self._attempt(change))
@@ -75,7 +79,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             if is_locked(error):
                 return False
-            self._writer = await self._let_go(connection, self._written_file, error)
+            self._writer = await self.let_go(connection, self._written_file, error)
             raise unusable(self.path, error) from error
         try:
             await change(connection)
@@ -84,36 +88,12 @@ class Database:
             with suppress(sqlite3.Error):  # rolled back by itself, where the file is damaged
                 await connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.DatabaseError):
-                self._writer = await self._let_go(connection, self._written_file, error)
+                self._writer = await self.let_go(connection, self._written_file, error)
                 raise unusable(self.path, error) from error
             raise
         return True
 
-    @asynccontextmanager
-    async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
-        async with self._readers:
-            if (there := self._there(self._read_file)) != self._read_file:
-                old, self._idle, self._read_file = self._idle, [], there
-                await uninterrupted(_close(old))
-            while not self._idle:
-                # Into the pool first: a caller that is cancelled meanwhile leaves the connection to the next, and one
-                # that comes meanwhile may take it.
-                await uninterrupted(self._add_reader())
-            connection: aiosqlite.Connection | None = self._idle.pop()
-            assert connection is not None
-            file = self._read_file
-            try:
-                yield connection
-            except sqlite3.DatabaseError as error:
-                connection = await uninterrupted(self._let_go(connection, file, error))
-                raise unusable(self.path, error) from error
-            finally:
-                if connection is not None and file == self._read_file:
-                    self._idle.append(connection)
-                elif connection is not None:
-                    await uninterrupted(_close([connection]))
-
-    def _there(self, known: _FileId | None) -> _FileId | None:
+    def there(self, known: _FileId | None) -> _FileId | None:
         """What the path leads to. Where it leads nowhere, or a new file is just being put there, ``known`` serves."""
         try:
             status = os.stat(self.path)
@@ -121,25 +101,22 @@ class Database:
             return known
         return status.st_dev, status.st_ino
 
-    async def _let_go(
+    async def let_go(
         self, connection: aiosqlite.Connection, file: _FileId | None, error: sqlite3.DatabaseError
     ) -> aiosqlite.Connection | None:
         """Close a connection to a damaged file: the next one finds what has been put in its place by then."""
         if not is_damage(error):
             return connection
-        if self._there(None) == file:  # not one that has been put there since
+        if self.there(None) == file:  # not one that has been put there since
             remember_damage(self.path)
         await _close([connection])
         return None
 
-    async def _add_reader(self) -> None:
-        self._idle.append(await self._connect(whole=self.complete))
-
     async def _add_writer(self) -> None:
-        self._written_file = self._there(None)
-        self._writer = await self._connect()
+        self._written_file = self.there(None)
+        self._writer = await self.connect()
 
-    async def _connect(self, *, whole: bool = False) -> aiosqlite.Connection:
+    async def connect(self, *, whole: bool = False) -> aiosqlite.Connection:
         """With ``whole``, Incomplete where the file does not hold all of its bucket."""
         address = uri(self.path, writes=True)
         connecting = aiosqlite.connect(address, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
@@ -164,6 +141,70 @@ class Database:
             await connection.close()
             raise
         return connection
+
+
+class _Reader:
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self.connection = connection
+        self.asked = 0
+        """Statements that its thread has not answered."""
+
+
+class _Readers:
+    """A few connections of a database, each with a thread that answers one statement after the other.
+
+    A statement waits for its turn in the thread's own queue: were it the event loop that hands connections from one to
+    the next, each would wait for several rounds of a loop that has other things to do.
+    """
+
+    def __init__(self, database: Database, count: int) -> None:
+        self._database = database
+        self._count = count
+        self._open: list[_Reader] = []
+        self._file: _FileId | None = None
+        """What they are to."""
+        self._adding = asyncio.Lock()
+
+    def taken(self) -> Sequence[aiosqlite.Connection]:
+        """The connections, which are the caller's to close from now on: that comes after what they were asked."""
+        taken, self._open = self._open, []
+        return [reader.connection for reader in taken]
+
+    async def fetch(self, sql: str, values: Sequence[Any]) -> list[Any]:
+        reader = await self._least_asked()
+        file = self._file
+        reader.asked += 1
+        try:
+            # A caller that is cancelled leaves a statement behind, which reads and is forgotten.
+            return list(await reader.connection.execute_fetchall(sql, values))
+        except sqlite3.DatabaseError as error:
+            if is_damage(error) and reader in self._open:
+                self._open.remove(reader)
+                await uninterrupted(self._database.let_go(reader.connection, file, error))
+            raise unusable(self._database.path, error) from error
+        finally:
+            reader.asked -= 1
+
+    async def _least_asked(self) -> _Reader:
+        while True:
+            if (there := self._database.there(self._file)) != self._file:
+                old, self._file = self.taken(), there
+                await uninterrupted(_close(old))
+                continue
+            enough = len(self._open) == self._count or self._adding.locked()
+            if self._open and (enough or not all(reader.asked for reader in self._open)):
+                return min(self._open, key=lambda reader: reader.asked)
+            async with self._adding:
+                if len(self._open) < self._count:
+                    await uninterrupted(self._add())
+
+    async def _add(self) -> None:
+        file = self._database.there(self._file)
+        connection = await self._database.connect(whole=self._database.complete)
+        if file == self._file:
+            self._open.append(_Reader(connection))
+        else:  # another took its place meanwhile
+            await _close([connection])
 
 
 async def _is_complete(connection: aiosqlite.Connection) -> bool:

@@ -58,6 +58,11 @@ class Mirror:
         self.logged: set[str] = set()
         """Objects that lie where metadata belongs and have no id's name, which were logged once."""
 
+    @property
+    def read_at(self) -> float:
+        """When somebody last read the index, in the seconds of time.monotonic."""
+        return self._database.read_at
+
     async def begin(self) -> None:
         """From now on, changes that calls make are noted."""
 
@@ -92,7 +97,7 @@ class Mirror:
     async def known(self, after: bytes, upto: bytes | None) -> Known:
         """What is in it of the ids greater than ``after``, up to ``upto`` (None: all that follow), or fewer of them."""
         last = _LAST if upto is None else upto
-        *found, (_, mark, _) = await self._database.fetch(_KNOWN, [after, last, _AT_ONCE])
+        *found, (_, mark, _) = await self._database.scan(_KNOWN, [after, last, _AT_ONCE])
         more = None
         for kind in (0, 1):
             ids = [snapshot_id for snapshot_id, _, listed in found if listed == kind]
@@ -136,10 +141,10 @@ class Mirror:
 
     async def noted(self) -> Sequence[bytes]:
         """The snapshots that calls of ours have changed since `begin`."""
-        return [row[0] for row in await self._database.fetch("SELECT DISTINCT id FROM local_change")]
+        return [row[0] for row in await self._database.scan("SELECT DISTINCT id FROM local_change")]
 
     async def count(self) -> int:
-        [(count,)] = await self._database.fetch("SELECT count(*) FROM snapshot")
+        [(count,)] = await self._database.scan("SELECT count(*) FROM snapshot")
         return int(count)
 
     async def cuts(self, step: int) -> Sequence[bytes]:
@@ -148,7 +153,7 @@ class Mirror:
         for number in range(step, await self.count(), step):
             found += [
                 row[0]
-                for row in await self._database.fetch(
+                for row in await self._database.scan(
                     "SELECT id FROM snapshot ORDER BY id LIMIT 1 OFFSET ?", [number - 1]
                 )
             ]
@@ -156,7 +161,7 @@ class Mirror:
 
     async def problems(self, limit: int) -> Sequence[str]:
         """What is wrong with metadata objects, a sentence each."""
-        found = await self._database.fetch("SELECT reason FROM problem ORDER BY id LIMIT ?", [limit])
+        found = await self._database.scan("SELECT reason FROM problem ORDER BY id LIMIT ?", [limit])
         return [row[0] for row in found]
 
     async def finish(self, began: datetime, *, whole: bool) -> None:
@@ -171,5 +176,5 @@ class Mirror:
 
     async def last(self, *, whole: bool) -> datetime | None:
         """When the last sync began, or the last ``whole`` one."""
-        [(began,)] = await self._database.fetch(f"SELECT {'synced' if whole else 'synced_recent'} FROM store")
+        [(began,)] = await self._database.scan(f"SELECT {'synced' if whole else 'synced_recent'} FROM store")
         return None if began is None else rows.moment(began)

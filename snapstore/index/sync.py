@@ -19,6 +19,7 @@ from snapstore.index import checkpoints, file, replacement, rows
 from snapstore.index.catalog import Catalog
 from snapstore.index.database import Database
 from snapstore.index.mirror import Known, Mirror, Problem
+from snapstore.index.pace import Pace
 from snapstore.index.rows import Row
 from snapstore.index.walk import PAGE, Span, id_of, spans, walk
 from snapstore.keys import first_id, metadata_key
@@ -28,6 +29,8 @@ from snapstore.objectstore import ObjectInfo, ObjectStore
 log = logging.getLogger("snapstore")
 
 _AT_ONCE = 32
+_COMMITTED = 250
+"""Snapshots that are read and then written in one transaction: calls that change the index wait for it."""
 _LARGEST = 4 << 20
 """Bytes of an object beyond which it is no metadata: labels take a few hundred, and many are read at once."""
 _LOOKS = 8
@@ -165,6 +168,7 @@ class _Walk:
         self._progress = progress
         self._certain = certain
         self._reading = asyncio.Semaphore(_AT_ONCE)
+        self._pace = Pace(lambda: mirror.read_at)
         self._started = time.monotonic()
         self._names: list[str] = []
         """Objects that are no metadata at all, by their names."""
@@ -176,6 +180,7 @@ class _Walk:
         found = self._named(listed)
         after: bytes | None = span.after
         while after is not None:
+            await self._pace.step()
             known = await self._mirror.known(after, span.upto)
             await self._compare(known, _between(found, after, known.upto))
             after = known.upto
@@ -186,7 +191,9 @@ class _Walk:
         gone = missing if self._certain else await self._gone(missing)
         small = [snapshot_id for snapshot_id in wanted if found[snapshot_id].size <= _LARGEST]
         large = [snapshot_id for snapshot_id in wanted if found[snapshot_id].size > _LARGEST]
-        await self._bring(known, small, gone, [_too_large(snapshot_id, found[snapshot_id]) for snapshot_id in large])
+        await self._bring(known, (), gone, [_too_large(snapshot_id, found[snapshot_id]) for snapshot_id in large])
+        for first in range(0, len(small), _COMMITTED):
+            await self._bring(known, small[first : first + _COMMITTED], ())
         unreadable = known.problems & (found.keys() - set(wanted))  # as they were when they were read
         self._snapshots += len(found) - len(wanted) - len(unreadable)
         self._tell()
@@ -227,6 +234,7 @@ class _Walk:
     async def _get(self, snapshot_id: bytes, found: list[Row], problems: list[Problem], lost: list[bytes]) -> None:
         key = _key(snapshot_id)
         async with self._reading:
+            await self._pace.step()
             try:
                 body = await self._store.get(key)
             except ObjectNotFound:
@@ -243,6 +251,7 @@ class _Walk:
 
         async def ask(snapshot_id: bytes) -> None:
             async with self._reading:
+                await self._pace.step()
                 try:
                     await self._store.head(_key(snapshot_id))
                 except ObjectNotFound:

@@ -81,7 +81,7 @@ class _Walker:
                 if page and end is not None and page[-1].key >= end:
                     await self._handle(span, inside)
                     return
-                last = max((found for info in inside if (found := id_of(info))), default=span.after)
+                last = next((found for info in reversed(inside) if (found := id_of(info))), span.after)
                 await self._handle(Span(span.after, last), inside)
                 listed = _distance(span.after, last)
                 span = Span(last, span.upto)
