@@ -710,6 +710,14 @@ async def test_a_store_that_was_closed_can_be_opened_again(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("traceless")
+async def test_a_store_is_opened_once_however_many_open_it_at_once(tmp_path: Path) -> None:
+    store = SnapStore.open(tmp_path / "store", index=tmp_path / "index.db")
+    opened = await asyncio.gather(*(store.__aenter__() for _ in range(4)), return_exceptions=True)
+    assert [type(found) for found in opened[1:]] == [InvalidInput] * 3
+    await store.aclose()
+
+
+@pytest.mark.usefixtures("traceless")
 async def test_closing_ends_the_calls_that_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each call of the store: they fail with StoreClosed, and leave as little as a cancelled one."""
     monkeypatch.setattr(writer, "part_size", lambda *_: 64 << 10)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from benchmarks.fleet import FleetStore, snapshot
+from benchmarks.stores import on
 from snapstore import CatalogError, CatalogMismatch, CatalogTooNew, Snapshot, SnapStore
 from snapstore.aio import Workers
 from snapstore.index import replacement, sync
@@ -194,6 +195,17 @@ async def test_an_interrupted_rebuild_is_gone_on_with_and_leaves_the_old_index_a
     assert not before.intersection(store.read)
     assert await all_of(catalog) == newest_first(5000)
     assert not [name for name in names(tmp_path) if "-rebuild" in name]
+
+
+async def test_an_index_that_was_lost_is_built_once_by_a_rebuild(tmp_path: Path) -> None:
+    """Opening the store for it has built it already."""
+    fleet = Remembering(100)
+    async with on(fleet, tmp_path) as store:
+        report = await store.rebuild(archives=False)
+        assert (report.snapshots, report.read) == (100, 100)
+        assert len(fleet.read) == 100
+        await store.rebuild(archives=False)
+        assert len(fleet.read) == 200
 
 
 async def test_a_rebuild_that_is_interrupted_again_and_again_comes_to_its_end(

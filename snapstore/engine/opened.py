@@ -51,6 +51,7 @@ class OpenedStore:
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By id, the snapshots that are being changed."""
         self._closing = asyncio.Lock()
+        self._opening = asyncio.Lock()
 
     @classmethod
     def open(
@@ -88,8 +89,13 @@ class OpenedStore:
         )
 
     async def __aenter__(self) -> Self:
-        if self._opened is not None:
-            raise InvalidInput("the store is open already")
+        async with self._opening:
+            if self._opened is not None:
+                raise InvalidInput("the store is open already")
+            await self._enter()
+        return self
+
+    async def _enter(self) -> None:
         if self._sync_every is not None:
             check_duration(self._sync_every, "sync_every")
             if self._sync_every < _FASTEST:
@@ -109,7 +115,6 @@ class OpenedStore:
         self._calls = Calls()
         if self._sync_every is not None:
             syncing.start(self._sync_every)
-        return self
 
     async def _open_catalog(self, store: ObjectStore) -> tuple[Catalog, Syncing]:
         catalog = await Catalog.open(self._index or default_index(store.url), store.url, self._limits.files)

@@ -25,6 +25,7 @@ LONGEST_UPLOAD = timedelta(hours=6)
 """How long before its metadata was written a snapshot may have been begun, for a sync in the background to find it at
 once. One that took longer is found by the next whole sync."""
 _WHOLE_EVERY = 3600.0
+_JUST_NOW = 10.0
 _WORTH_A_CHECKPOINT = 1000
 """Snapshots: as many requests as a rebuild makes in a second."""
 _SHARE = 0.1
@@ -38,13 +39,16 @@ class Syncing:
         self._catalog = catalog
         self._shared: dict[timedelta | None, Shared[SyncReport]] = {}
         self._background: asyncio.Task[None] | None = None
+        self._filled: tuple[float, SyncReport] | None = None
+        """When a new index was filled on opening, and the report of that."""
 
     async def fill(self) -> None:
         """Fill a new index, if nobody else has."""
         if await self._catalog.is_filled():
             return
         async with turn(self._catalog.path):
-            await self._fill(None)
+            report = await self._fill(None)
+        self._filled = (time.monotonic(), report) if report is not None else None
 
     async def _fill(self, progress: ProgressCallback | None) -> SyncReport | None:
         if await self._catalog.is_filled():
@@ -74,7 +78,7 @@ class Syncing:
 
     async def rebuild(self, archives: bool, progress: ProgressCallback | None) -> SyncReport:
         async with turn(self._catalog.path):
-            report = await sync.rebuild(self._store, self._catalog, progress)
+            report = await self._rebuild(progress)
             await self._checkpoint_if_worth_it()
         if not archives:
             return report
@@ -84,6 +88,14 @@ class Syncing:
         for problem in problems:
             log.warning("%s", problem)
         return msgspec.structs.replace(report, problems=(*report.problems, *problems))
+
+    async def _rebuild(self, progress: ProgressCallback | None) -> SyncReport:
+        """One that was just built, because it was lost or damaged, is not built twice: a sync makes it as good."""
+        filled, self._filled = self._filled, None
+        if filled is None or time.monotonic() - filled[0] > _JUST_NOW:
+            return await sync.rebuild(self._store, self._catalog, progress)
+        before, since = filled[1], await sync.sync(self._store, self._catalog, progress)
+        return msgspec.structs.replace(since, read=before.read + since.read, seconds=before.seconds + since.seconds)
 
     async def checkpoint(self, progress: ProgressCallback | None) -> CheckpointReport:
         async with turn(self._catalog.path):
