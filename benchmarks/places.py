@@ -61,9 +61,14 @@ class Place:
                 s3.delete_objects(Bucket=bucket, Delete={"Objects": keys[start : start + 1000]})
 
     def make_room(self) -> None:
-        """Deleted objects stay on the disk of our own server until their bucket goes: do that when they are many."""
+        """Deleted objects stay on the disk of our own server until their bucket goes: do that when they are many.
+
+        Only to a bucket in which nothing is kept for later.
+        """
         if self._server and _size(self._server.folder) > _MOST:
             s3 = self.client()
+            if s3.list_objects_v2(Bucket=BUCKET, MaxKeys=1)["KeyCount"]:
+                return
             s3.delete_bucket(Bucket=BUCKET)
             s3.create_bucket(Bucket=BUCKET)
             warm(s3)
