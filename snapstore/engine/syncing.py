@@ -40,7 +40,7 @@ class Syncing:
         self._shared: dict[timedelta | None, Shared[SyncReport]] = {}
         self._background: asyncio.Task[None] | None = None
         self._filled: tuple[float, SyncReport] | None = None
-        """When a new index was filled on opening, and the report of that."""
+        """When a new index was filled on opening, and the report of that, until something else is done with it."""
 
     async def fill(self) -> None:
         """Fill a new index, if nobody else has."""
@@ -65,6 +65,7 @@ class Syncing:
                 self._shared.pop(recent, None)
 
     async def _sync(self, recent: timedelta | None, asked: Asked) -> SyncReport:
+        self._filled = None
         async with turn(self._catalog.path):
             asked.close()
             if (report := await self._fill(asked.tell)) is not None:
@@ -98,6 +99,7 @@ class Syncing:
         return msgspec.structs.replace(since, read=before.read + since.read, seconds=before.seconds + since.seconds)
 
     async def checkpoint(self, progress: ProgressCallback | None) -> CheckpointReport:
+        self._filled = None
         async with turn(self._catalog.path):
             if await self._fill(progress) is None:
                 await sync.sync(self._store, self._catalog, progress)
