@@ -6,11 +6,13 @@ does, each pattern is asked about the entry itself.
 """
 
 import re
-from collections.abc import Iterable
-
-import pathspec
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from snapstore.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import pathspec
 
 IGNORE_FILE = ".snapignore"
 
@@ -20,11 +22,7 @@ class Excludes:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         lines = [line for line in patterns if line.strip() and not line.startswith("#")]
-        try:
-            spec = pathspec.GitIgnoreSpec.from_lines(lines)
-        except ValueError as error:
-            raise InvalidInput(f"an exclude pattern cannot be understood (gitignore syntax): {error}") from error
-        self._patterns = [pattern for pattern in spec.patterns if pattern.include is not None]
+        self._patterns = _parsed(lines) if lines else []
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
@@ -35,6 +33,16 @@ class Excludes:
             if pattern.regex is not None and _matches_itself(pattern.regex, path):
                 return bool(pattern.include)
         return False
+
+
+def _parsed(lines: Sequence[str]) -> "list[pathspec.Pattern]":
+    import pathspec  # here, as every command would wait for it, and few need it
+
+    try:
+        spec = pathspec.GitIgnoreSpec.from_lines(lines)
+    except ValueError as error:
+        raise InvalidInput(f"an exclude pattern cannot be understood (gitignore syntax): {error}") from error
+    return [pattern for pattern in spec.patterns if pattern.include is not None]
 
 
 def _matches_itself(regex: re.Pattern[str], path: str) -> bool:

@@ -2,15 +2,12 @@
 
 import asyncio
 import os
-import ssl
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
-from http.client import HTTPException
 from typing import Literal, NamedTuple
-from urllib.request import urlopen
 
 from snapstore.aio import TIDY_SECONDS, ended, uninterrupted
 from snapstore.errors import InvalidInput, ObjectNotFound, PreconditionFailed, SnapstoreError, StorageError
@@ -250,7 +247,7 @@ class _Patient:
         url = await self._store.download_url(self._small, expires=timedelta(minutes=1), filename="doctor.txt")
         try:
             content = await asyncio.to_thread(_fetch, url, self._store.ca_bundle)
-        except (OSError, ValueError, HTTPException) as error:
+        except (OSError, ValueError) as error:
             raise _Failed(f"cannot be fetched from here: {error}") from error
         _expect(content.startswith(b"small object"), "the link leads to something else")
         return url.partition("?")[0] if url.startswith("file:") else ""
@@ -342,7 +339,16 @@ def _expect(holds: bool, complaint: str) -> None:
 
 
 def _fetch(url: str, ca_bundle: str | None) -> bytes:
+    """As any program would that is given the link. OSError, ValueError."""
+    # Here, as every command would wait for them, and only this one needs them.
+    import ssl
+    from http.client import HTTPException
+    from urllib.request import urlopen
+
     trusted = ssl.create_default_context(cafile=ca_bundle) if ca_bundle else None
-    with urlopen(url, timeout=30, context=trusted) as response:
-        content: bytes = response.read(1000)
-        return content
+    try:
+        with urlopen(url, timeout=30, context=trusted) as response:
+            content: bytes = response.read(1000)
+            return content
+    except HTTPException as error:
+        raise OSError(f"the answer is not HTTP: {error!r}") from error
