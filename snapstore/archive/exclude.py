@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from snapstore.errors import InvalidInput
 
 if TYPE_CHECKING:
-    import pathspec
+    from pathspec.pattern import RegexPattern
 
 IGNORE_FILE = ".snapignore"
 
@@ -35,7 +35,7 @@ class Excludes:
         return False
 
 
-def _parsed(lines: Sequence[str]) -> "list[pathspec.Pattern]":
+def _parsed(lines: Sequence[str]) -> "list[RegexPattern]":
     import pathspec  # here, as every command would wait for it, and few need it
 
     try:
