@@ -88,14 +88,14 @@ async def _over(
     return spans(await mirror.cuts(each * PAGE) if store.listings > 1 else ()), None
 
 
-async def _fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None = None) -> SyncReport:
+async def _fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None, pace: Pace) -> SyncReport:
     """Fill a catalog that is ours alone. What an earlier attempt has brought into it is not fetched again."""
     began = datetime.now(UTC)
     mirror = catalog.mirror
     async with _noting(mirror):
         await checkpoints.load(store, catalog)
         over, _ = await _over(store, mirror, began, None)
-        walked = _Walk(store, mirror, progress, certain=True)
+        walked = _Walk(store, mirror, progress, pace, certain=True)
         await walk(store, over, walked.compare)
         await mirror.finish(began, whole=True)
     return await walked.report()
@@ -111,7 +111,7 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
     async with _noting(mirror):
         beside = await _open_beside(catalog)
         try:
-            report = await _fill(store, beside, progress)
+            report = await _fill(store, beside, progress, Pace(lambda: mirror.read_at))
         finally:
             await uninterrupted(beside.aclose())
         await catalog.workers.run(replacement.replace, catalog.path, beside.path, mirror.check)
@@ -159,16 +159,20 @@ class _Walk:
         store: ObjectStore,
         mirror: Mirror,
         progress: ProgressCallback | None,
+        pace: Pace | None = None,
         *,
         certain: bool = False,
     ) -> None:
-        """``certain``: a row that is not listed is gone, without asking, since nobody else adds rows."""
+        """``pace`` is by default that of whoever reads the catalog itself.
+
+        ``certain``: a row that is not listed is gone, without asking, since nobody else adds rows.
+        """
         self._store = store
         self._mirror = mirror
         self._progress = progress
         self._certain = certain
         self._reading = asyncio.Semaphore(_AT_ONCE)
-        self._pace = Pace(lambda: mirror.read_at)
+        self._pace = pace or Pace(lambda: mirror.read_at)
         self._started = time.monotonic()
         self._names: list[str] = []
         """Objects that are no metadata at all, by their names."""
