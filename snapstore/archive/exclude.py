@@ -7,12 +7,11 @@ does, each pattern is asked about the entry itself.
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+
+import pathspec
+from pathspec.pattern import RegexPattern
 
 from snapstore.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from pathspec.pattern import RegexPattern
 
 IGNORE_FILE = ".snapignore"
 
@@ -35,9 +34,7 @@ class Excludes:
         return False
 
 
-def _parsed(lines: Sequence[str]) -> "list[RegexPattern]":
-    import pathspec  # here, as every command would wait for it, and few need it
-
+def _parsed(lines: Sequence[str]) -> list[RegexPattern]:
     try:
         spec = pathspec.GitIgnoreSpec.from_lines(lines)
     except ValueError as error:
