@@ -415,6 +415,15 @@ def test_a_header_is_decoded_as_it_was_encoded(header: Header, before: int) -> N
 
 @examples(400)
 @given(header=headers())
+@example(header=Header(b"a/b", "f", 8**11 - 1, 0o644, 8**7 - 1, 8**7 - 1, 10**18))
+@example(header=Header(b"n" * 100, "f", 8**11, 0o7777, 0, 0, 1_700_000_000_123_456_789))
+@example(header=Header(b"n" * 101, "f", 1, 0o600, 0, 0, 1_700_000_000_000_000_001))
+@example(header=Header(b"a", "f", 1, 0o600, 0, 0, 1_700_000_000_000_000_000))
+def test_a_header_of_the_usual_kind_is_encoded_like_any(header: Header) -> None:
+    assert tar.encode(header) == tar.encode_any(header)
+
+
+@given(header=headers())
 @example(header=Header(b"p" * 155 + b"/" + b"n" * 100, "f", 0, 0, 0, 0, 0))
 @example(header=Header(b"p" * 155 + b"/" + b"n" * 99, "d", 0, 0, 0, 0, 0))
 @example(header=Header(b"a", "f", 0, 0, 0, 0, -1))

@@ -6,10 +6,9 @@ does, each pattern is asked about the entry itself.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import pathspec
-from pathspec.pattern import RegexPattern
 
 from snapstore.errors import InvalidInput
 
@@ -21,7 +20,11 @@ class Excludes:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         lines = [line for line in patterns if line.strip() and not line.startswith("#")]
-        self._patterns = _parsed(lines) if lines else []
+        try:
+            spec = pathspec.GitIgnoreSpec.from_lines(lines)
+        except ValueError as error:
+            raise InvalidInput(f"an exclude pattern cannot be understood (gitignore syntax): {error}") from error
+        self._patterns = [pattern for pattern in spec.patterns if pattern.include is not None]
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
@@ -32,14 +35,6 @@ class Excludes:
             if pattern.regex is not None and _matches_itself(pattern.regex, path):
                 return bool(pattern.include)
         return False
-
-
-def _parsed(lines: Sequence[str]) -> list[RegexPattern]:
-    try:
-        spec = pathspec.GitIgnoreSpec.from_lines(lines)
-    except ValueError as error:
-        raise InvalidInput(f"an exclude pattern cannot be understood (gitignore syntax): {error}") from error
-    return [pattern for pattern in spec.patterns if pattern.include is not None]
 
 
 def _matches_itself(regex: re.Pattern[str], path: str) -> bool:

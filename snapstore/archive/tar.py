@@ -70,6 +70,16 @@ def padding(size: int) -> int:
 
 def encode(header: Header) -> bytes:
     """The header's blocks: a ustar header, behind a pax header where one is needed."""
+    plain = header.type == "f" and not (header.xattrs or header.link) and header.device == (0, 0)
+    if plain and header.size < _MAX_SIZE and header.path.isascii():
+        usual = encode_usual(header.path, header.size, header.mode, header.uid, header.gid, header.mtime)
+        if usual:
+            return usual
+    return encode_any(header)
+
+
+def encode_any(header: Header) -> bytes:
+    """`encode` for whatever there is."""
     path = header.path + b"/" if header.type == "d" else header.path
     records = _pax_records(header, path)
     prefix, name = _split(path)
@@ -97,7 +107,10 @@ def _pax_header(size: int) -> bytes:
 
 
 def encode_usual(path: bytes, size: int, mode: int, uid: int, gid: int, mtime: int) -> bytes:
-    """`encode` for a regular file of the usual kind, in a third of the time; empty for one of another kind."""
+    """`encode_any` for a regular file of the usual kind, in a third of the time; empty for one of another kind.
+
+    The caller has seen that its path is ASCII and its size fits, and that there is nothing else to say of it.
+    """
     seconds, nanoseconds = divmod(mtime, 1_000_000_000)
     if len(path) > 100 or uid >= _MAX_ID or gid >= _MAX_ID or not _USUAL_TIMES[0] <= seconds < _USUAL_TIMES[1]:
         return b""

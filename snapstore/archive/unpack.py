@@ -110,9 +110,7 @@ def checked_header(raw: bytes, member: Member) -> tuple[tar.Header, int]:
     """A member's header, found to be what the table of contents says, and where its content begins."""
     header = tar.header_of(member)
     if not member.xattrs and member.type not in ("c", "b"):
-        usual = member.type == "f" and member.path.isascii()
-        blocks = tar.encode_usual(header.path, *header[2:7]) if usual else b""
-        blocks = blocks or tar.encode(header)
+        blocks = tar.encode(header)
         if raw.startswith(blocks, member.offset):
             return header, member.offset + len(blocks)
     # It holds more than the table of contents does, or is written in another way: then it has to be parsed.
