@@ -14,6 +14,7 @@ from aiosqlite import Connection
 from snapstore.errors import CatalogError
 from snapstore.index import changes, rows
 from snapstore.index.database import Database
+from snapstore.index.pace import Pace
 from snapstore.index.rows import Row
 
 _LAST = b"\xff" * 17  # after every id
@@ -55,13 +56,10 @@ class Mirror:
         self._database = database
         self._sync = 0
         """What the sync that is under way has signed the file with: another file could take its place meanwhile."""
+        self.pace = Pace(lambda: database.read_at)
+        """For a sync beside those who read the index."""
         self.logged: set[str] = set()
         """Objects that lie where metadata belongs and have no id's name, which were logged once."""
-
-    @property
-    def read_at(self) -> float:
-        """When somebody last read the index, in the seconds of time.monotonic."""
-        return self._database.read_at
 
     async def begin(self) -> None:
         """From now on, changes that calls make are noted."""

@@ -19,7 +19,6 @@ from snapstore.index import checkpoints, file, replacement, rows
 from snapstore.index.catalog import Catalog
 from snapstore.index.database import Database
 from snapstore.index.mirror import Known, Mirror, Problem
-from snapstore.index.pace import Pace
 from snapstore.index.rows import Row
 from snapstore.index.walk import PAGE, Span, id_of, spans, walk
 from snapstore.keys import first_id, metadata_key
@@ -88,14 +87,14 @@ async def _over(
     return spans(await mirror.cuts(each * PAGE) if store.listings > 1 else ()), None
 
 
-async def _fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None, pace: Pace) -> SyncReport:
+async def _fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None = None) -> SyncReport:
     """Fill a catalog that is ours alone. What an earlier attempt has brought into it is not fetched again."""
     began = datetime.now(UTC)
     mirror = catalog.mirror
     async with _noting(mirror):
         await checkpoints.load(store, catalog)
         over, _ = await _over(store, mirror, began, None)
-        walked = _Walk(store, mirror, progress, pace, certain=True)
+        walked = _Walk(store, mirror, progress, certain=True)
         await walk(store, over, walked.compare)
         await mirror.finish(began, whole=True)
     return await walked.report()
@@ -111,7 +110,7 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
     async with _noting(mirror):
         beside = await _open_beside(catalog)
         try:
-            report = await _fill(store, beside, progress, Pace(lambda: mirror.read_at))
+            report = await _fill(store, beside, progress)
         finally:
             await uninterrupted(beside.aclose())
         await catalog.workers.run(replacement.replace, catalog.path, beside.path, mirror.check)
@@ -135,6 +134,7 @@ async def _open_beside(catalog: Catalog) -> Catalog:
     await catalog.workers.run(file.prepare_aside, path, catalog.store_url)
     beside = Catalog(Database(path), catalog.workers, catalog.store_url)
     beside.mirror.logged = catalog.mirror.logged
+    beside.mirror.pace = catalog.mirror.pace  # it is the old one that is read meanwhile
     return beside
 
 
@@ -159,20 +159,15 @@ class _Walk:
         store: ObjectStore,
         mirror: Mirror,
         progress: ProgressCallback | None,
-        pace: Pace | None = None,
         *,
         certain: bool = False,
     ) -> None:
-        """``pace`` is by default that of whoever reads the catalog itself.
-
-        ``certain``: a row that is not listed is gone, without asking, since nobody else adds rows.
-        """
+        """``certain``: a row that is not listed is gone, without asking, since nobody else adds rows."""
         self._store = store
         self._mirror = mirror
         self._progress = progress
         self._certain = certain
         self._reading = asyncio.Semaphore(_AT_ONCE)
-        self._pace = pace or Pace(lambda: mirror.read_at)
         self._started = time.monotonic()
         self._names: list[str] = []
         """Objects that are no metadata at all, by their names."""
@@ -184,7 +179,7 @@ class _Walk:
         found = self._named(listed)
         after: bytes | None = span.after
         while after is not None:
-            await self._pace.step()
+            await self._mirror.pace.step()
             known = await self._mirror.known(after, span.upto)
             await self._compare(known, _between(found, after, known.upto))
             after = known.upto
@@ -238,7 +233,7 @@ class _Walk:
     async def _get(self, snapshot_id: bytes, found: list[Row], problems: list[Problem], lost: list[bytes]) -> None:
         key = _key(snapshot_id)
         async with self._reading:
-            await self._pace.step()
+            await self._mirror.pace.step()
             try:
                 body = await self._store.get(key)
             except ObjectNotFound:
@@ -255,7 +250,7 @@ class _Walk:
 
         async def ask(snapshot_id: bytes) -> None:
             async with self._reading:
-                await self._pace.step()
+                await self._mirror.pace.step()
                 try:
                     await self._store.head(_key(snapshot_id))
                 except ObjectNotFound:
