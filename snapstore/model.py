@@ -132,7 +132,9 @@ class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class Progress(msgspec.Struct, frozen=True):
     """How far a long call has come. Totals are what the walk found, and 0 where nothing is known beforehand."""
 
-    phase: Literal["scan", "pack", "restore", "rebuild", "checkpoint"]
+    phase: Literal["scan", "pack", "restore", "load", "rebuild", "archives", "checkpoint"]
+    """``load`` is the reading of checkpoints, ``rebuild`` of the store's metadata, also by a sync; ``archives`` is the
+    listing of archives; ``checkpoint`` the writing of checkpoints. ``members`` counts snapshots (or objects) there."""
     members: int
     total_members: int
     bytes: int
@@ -160,7 +162,7 @@ class IndexStatus(msgspec.Struct, frozen=True, kw_only=True):
     covered: int
     """How many of them stand in checkpoints of the store, as far as this index knows."""
     problems: int
-    """How many metadata objects could not be understood, and are not listed."""
+    """How many objects where metadata belongs could not be understood, and are not listed."""
     synced_at: datetime | None
     """When it was last made equal to the store, by a sync or a rebuild; None where that was not yet so."""
     size: int
@@ -225,3 +227,8 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...]
     """What could not be understood, or does not belong together, a sentence each."""
     seconds: float
+    from_checkpoints: int = 0
+    """Snapshots that a new index has from checkpoints, as these had them as they are now."""
+    recent: int = 0
+    """Archives without metadata, where archives were listed, that are younger than an hour: of snapshots that are being
+    made, or whose making was cut off."""

@@ -289,6 +289,38 @@ def test_pages_are_told_on_stderr(shell: Shell) -> None:
     assert len(first.stdout.splitlines()) == 2
     assert len(second.stdout.splitlines()) == 1
     assert second.stderr == ""
+    everything = shell("list", "-n", "1", "--all")
+    assert everything.stdout == first.stdout + second.stdout
+    assert everything.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["blgo"], "there are none of blgo"),
+        (["blog", "--label", "owner:24"], "none has the label owner:24"),
+        (["--label", "owner", "--label", "onwer"], "none has the label onwer"),
+        (["--label", "owner:42", "--label", "owner:43"], "no such snapshots\n"),
+    ],
+)
+def test_a_listing_that_finds_nothing_says_which_name_is_unknown(shell: Shell, asked: list[str], told: str) -> None:
+    for owner in ("42", "43"):
+        shell("create", "blog", "apps/blog", "--label", f"owner:{owner}")
+    done = shell("list", *asked)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_not_missed(shell: Shell, closed: str) -> None:
+    ours = f"{sys.executable} -m snapstore"
+    script = f"{ours} create blog apps/blog && {ours} cat blog@latest index.html"
+    done = subprocess.run(
+        ["bash", "-c", f"({script}) {closed}"], cwd=shell.home, env=shell.environment, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"" if ">&-" in closed.split() else b"<h1>hello</h1>\n")
+    assert len(shell("list").stdout.splitlines()) == 1
 
 
 def test_a_pipe_that_closes_early_is_no_error(shell: Shell) -> None:
@@ -452,6 +484,22 @@ def test_a_terminal_is_told_what_is_waited_for(shell: Shell) -> None:
         assert told or shown == "end"
 
 
+def test_a_terminal_sees_how_far_the_filling_of_a_new_index_has_come(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog", "--url", "store")
+    primary, secondary = terminal()
+    command = [sys.executable, "-m", "snapstore", "list", "--url", "store", "--index", "new.db"]
+    environment = shell.environment | {"TERM": "xterm"}
+    done = subprocess.run(
+        command, cwd=shell.home, env=environment, stdout=subprocess.PIPE, stderr=secondary, timeout=60
+    )
+    os.close(secondary)
+    shown = os.read(primary, 65536).decode()
+    os.close(primary)
+    assert done.returncode == 0
+    assert "Opening" in shown
+    assert "Reading 1" in shown
+
+
 SLOW_DOCTOR = """
 import asyncio, snapstore, sys
 from snapstore.cli import main
@@ -523,3 +571,36 @@ def test_archives_without_metadata_that_are_young_are_counted(shell: Shell) -> N
     assert "1 archive without metadata, younger than an hour" in done.stdout + done.stderr
     assert "no archive lacks" not in done.stdout + done.stderr
     assert shell("index", "rebuild", "--from-archives", "--no-archives", "--url", "store").returncode == 2
+
+
+def test_a_rebuild_counts_archives_whose_metadata_may_still_come(shell: Shell) -> None:
+    for _ in range(2):
+        shell("create", "blog", "apps/blog", "--url", "store")
+    next((shell.home / "store" / "_metadata").iterdir()).unlink()
+    done = shell("index", "rebuild", "--url", "store")
+    assert done.returncode == 0
+    assert "1 archive without metadata, younger than an hour" in done.stderr
+    assert shell.document("index", "rebuild", "--url", "store")["recent"] == 1
+
+
+def test_what_came_from_checkpoints_is_told(shell: Shell) -> None:
+    for _ in range(2):
+        shell("create", "blog", "apps/blog", "--url", "store")
+    shell("index", "checkpoint", "--url", "store")
+    shell("create", "blog", "apps/blog", "--url", "store")
+    for index in ("index.db", "index.db", "other.db"):  # one that is there, and new ones
+        done = shell("index", "rebuild", "--url", "store", "--index", index)
+        assert ": 2 from checkpoints, 1 read, 0 dropped" in done.stdout
+
+
+def test_status_counts_what_a_sync_tells_of(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog", "--url", "store")
+    metadata = shell.home / "store" / "_metadata"
+    (metadata / "README").write_text("read me")
+    (metadata / "00000000-0000-4000-8000-000000000000").write_text("no JSON")
+    synced = shell("index", "sync", "--url", "store")
+    assert (synced.returncode, len(synced.stderr.splitlines())) == (3, 2)
+    assert shell.document("index", "status", "--url", "store")["problems"] == 2
+    (metadata / "README").unlink()
+    assert len(shell("index", "sync", "--url", "store").stderr.splitlines()) == 1
+    assert shell.document("index", "status", "--url", "store")["problems"] == 1

@@ -495,6 +495,24 @@ async def test_halves_of_snapshots_are_told_once_each(
     assert not (tmp_path / "none").exists()
 
 
+async def test_objects_that_are_nothing_of_ours_are_told_of_in_one_sentence(
+    place: Place, archive: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.put_older(GOOD, archive)
+    place.age(monkeypatch)
+    told = ["README: it is nothing of snapstore's, and left alone"]
+    async with place.node() as store:
+        for names, problems in (((), []), (("README",), told), (("a:b:c:d", "_other/x"), None)):
+            for name in names:
+                await place.put(name, b"?")
+            found = (await store.rebuild()).problems
+            if problems is not None:
+                assert list(found) == problems
+        (found_all,) = found
+        assert "and 2 more: they are nothing of snapstore's" in found_all
+        assert (await store.salvage()).problems == ()
+
+
 async def test_an_archive_whose_metadata_may_still_come_is_not_told_of(place: Place, archive: bytes) -> None:
     await place.put(GOOD.key, archive)
     async with place.node() as store:

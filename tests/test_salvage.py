@@ -341,10 +341,10 @@ async def test_what_another_node_makes_or_deletes_meanwhile_is_neither_lost_nor_
         await store.sync()
         collect = Archives.collect
 
-        async def late(archives: Archives) -> None:
+        async def late(archives: Archives, progress: Any) -> None:
             await other.create("blog", app)
             await other.delete(gone.id)
-            await collect(archives)
+            await collect(archives, progress)
 
         monkeypatch.setattr(Archives, "collect", late)
         report = await store.salvage()

@@ -189,6 +189,19 @@ async def test_processes_that_want_a_sync_at_once_share_one(
     assert [report.snapshots for report in reports] == [0, 0]
 
 
+async def test_who_is_spared_a_sync_is_told_of_the_same_problems(
+    one: SnapStore, beside: SnapStore, folder: Path, tmp_path: Path
+) -> None:
+    metadata = tmp_path / "store" / "_metadata"
+    metadata.mkdir()
+    (metadata / "README").write_text("read me")
+    async with turn(one.index):
+        waiting = [asyncio.create_task(store.sync()) for store in (one, beside)]
+        await settled()
+    reports = await asyncio.gather(*waiting)
+    assert [len(report.problems) for report in reports] == [1, 1]
+
+
 async def test_who_asks_while_another_process_syncs_has_one_of_his_own(
     one: SnapStore, beside: SnapStore, counted: list[Counted]
 ) -> None:

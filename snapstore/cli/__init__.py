@@ -1,10 +1,12 @@
 """The command line: a thin skin over `SnapStore`, installed with the extra ``cli``."""
 
+import os
 import sys
 
 
 def main() -> None:
     """The entry point ``snapstore``."""
+    _open_streams()
     try:
         from snapstore.cli.commands import app
 
@@ -15,3 +17,12 @@ def main() -> None:
         if error.name not in ("typer", "rich", "click"):
             raise
         sys.exit(f"snapstore's command line needs {error.name}: pip install 'snapstore[cli]'")
+
+
+def _open_streams() -> None:
+    """Whoever starts us without stdin, stdout or stderr (``>&-``) does not want them; no file of ours may take their
+    numbers, lest a message be written into it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the least free number, so this one
+            setattr(sys, name, open(nowhere, "w" if number else "r", closefd=False))  # noqa: SIM115

@@ -22,6 +22,7 @@ from snapstore.cli.output import count, local_time, shown, size
 from snapstore.cli.session import FAILED, WARNINGS, Place, Session, command
 from snapstore.cli.times import duration, moment
 from snapstore.engine.doctor import READ, WRITE
+from snapstore.engine.listing import MAX_PAGE
 from snapstore.errors import InvalidInput, MemberNotFound, SnapshotNotFound
 from snapstore.model import Count, Existing, Member, Snapshot
 
@@ -104,37 +105,57 @@ async def create(
 async def list_(
     session: Session,
     app_names: Annotated[
-        list[str], typer.Argument(metavar="[APP]...", help="Only these applications.", show_default=False)
+        list[str], typer.Argument(metavar="[APP]...", help="Only of these applications.", show_default=False)
     ] = [],  # noqa: B006
     label: Annotated[
         list[str],
         typer.Option(
-            "--label", "-l", metavar="KEY[:VALUE]", help="Only with this label; repeat for more.", show_default=False
+            "--label",
+            "-l",
+            metavar="KEY[:VALUE]",
+            help="Only with this label, or with any of this key; of several, all must be there.",
+            show_default=False,
         ),
     ] = [],  # noqa: B006
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Taken then or later: 2026-01-31, 2026-01-31T12:00, or 7d (ago).")
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="TIME", help="Taken before then.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = _PAGE,
-    cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MAX_PAGE, help="At most so many.")] = _PAGE,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="All there are, whatever the --limit.")] = False,
+    cursor: Annotated[
+        str | None, typer.Option(metavar="CURSOR", help="Go on where an earlier listing ended: it says so on stderr.")
+    ] = None,
 ) -> None:
     """List snapshots, newest first, from the local index alone."""
-    page = await session.store.page(
-        apps=app_names,
-        labels=label,
-        since=moment(since) if since else None,
-        until=moment(until) if until else None,
-        limit=limit,
-        cursor=cursor,
-    )
-    for snapshot in page.snapshots:
-        session.out.document(snapshot)
-    session.out.table(("ID", "APP", "CREATED", "SIZE", "MEMBERS", "LABELS"), [_row(row) for row in page.snapshots])
-    if not page.snapshots:
-        session.out.note("no such snapshots")
-    if page.cursor is not None:
-        session.out.note(f"more: --cursor {page.cursor}")
+    begin, end = (moment(time) if time else None for time in (since, until))
+    found = False
+    while True:
+        page = await session.store.page(
+            apps=app_names, labels=label, since=begin, until=end, limit=MAX_PAGE if everything else limit, cursor=cursor
+        )
+        found = found or bool(page.snapshots)
+        for snapshot in page.snapshots:
+            session.out.document(snapshot)
+        session.out.table(("ID", "APP", "CREATED", "SIZE", "MEMBERS", "LABELS"), [_row(row) for row in page.snapshots])
+        cursor = page.cursor
+        if cursor is None or not everything:
+            break
+    if not found:
+        session.out.note(await _why_none(session.store, app_names, label))
+    if cursor is not None:
+        session.out.note(f"more: --all, or --cursor {cursor}")
+
+
+async def _why_none(store: snapstore.SnapStore, app_names: Sequence[str], labels: Sequence[str]) -> str:
+    """What a listing is told that has found nothing: a name that was mistyped, most likely."""
+    for name in app_names:
+        if not (await store.page(apps=[name], limit=1)).snapshots:
+            return f"no such snapshots: there are none of {shown(name)}; `snapstore apps` lists those that have some"
+    for name in labels:
+        if not (await store.page(labels=[name], limit=1)).snapshots:
+            return f"no such snapshots: none has the label {shown(name)}; `snapstore labels [KEY]` lists those in use"
+    return "no such snapshots"
 
 
 def _row(snapshot: Snapshot) -> tuple[str, ...]:
@@ -337,7 +358,7 @@ async def delete(
     of_app: Annotated[str | None, typer.Option("--app", help="All snapshots of this application.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete snapshots, one by one or all of an application."""
+    """Delete snapshots by their ids, without asking; or all of an application, once you have said yes."""
     if bool(snapshot_ids) == (of_app is not None):
         raise InvalidInput("say what to delete: either one or more IDs, or --app APP for all of an application's")
     if of_app is not None:

@@ -26,8 +26,13 @@ async def status(session: Session) -> None:
         ("store", found.store),
         ("snapshots", f"{found.snapshots:,}"),
         ("covered", f"{found.covered:,} of them in checkpoints"),
-        ("problems", f"{found.problems:,} metadata objects that cannot be understood" if found.problems else "none"),
-        ("synced", local_time(found.synced_at) if found.synced_at else "never"),
+        (
+            "problems",
+            f"{found.problems:,} objects where metadata belongs that cannot be understood"
+            if found.problems
+            else "none",
+        ),
+        ("synced", f"{local_time(found.synced_at)} local time" if found.synced_at else "never"),
         ("size", size(found.size)),
         ("schema", str(found.schema)),
     ):
@@ -63,9 +68,9 @@ async def rebuild(
         raise InvalidInput("--yes is for --from-archives: a rebuild changes nothing that needs a yes")
     if from_archives and not archives:
         raise InvalidInput("--from-archives reads the archives: leave out --no-archives")
-    if from_archives:
-        return _tell_salvage(session, await session.store.salvage(apply=yes))
     with session.out.progress() as progress:
+        if from_archives:
+            return _tell_salvage(session, await session.store.salvage(apply=yes, progress=progress))
         return _tell(session, await session.store.rebuild(archives=archives, progress=progress))
 
 
@@ -84,10 +89,13 @@ async def checkpoint(session: Session) -> None:
 def _tell(session: Session, report: SyncReport) -> int:
     for problem in report.problems:
         session.out.warn(shown(problem))
+    copied = f"{report.from_checkpoints:,} from checkpoints, " if report.from_checkpoints else ""
     session.out.say(
-        f"{count(report.snapshots, 'snapshot')} in {session.store.index}: {report.read:,} read,"
+        f"{count(report.snapshots, 'snapshot')} in {session.store.index}: {copied}{report.read:,} read,"
         f" {report.removed:,} dropped, {report.seconds:.1f} s"
     )
+    if report.recent:
+        session.out.note(_young(report.recent))
     session.out.document(report)
     return WARNINGS if report.problems else 0
 
@@ -104,11 +112,15 @@ def _tell_salvage(session: Session, report: SalvageReport) -> int:
     if report.snapshots and not report.applied:
         session.out.say("one whose deletion was cut off would come back too: if none was, write them with --yes")
     if report.recent:
-        session.out.say(
-            f"{count(report.recent, 'archive')} without metadata, younger than an hour: of snapshots that are being"
-            " made, or were cut off; look again in an hour"
-        )
+        session.out.say(_young(report.recent))
     elif not report.snapshots and not report.problems:
         session.out.say("no archive lacks its metadata")
     session.out.document(report)
     return WARNINGS if report.problems else 0
+
+
+def _young(archives: int) -> str:
+    return (
+        f"{count(archives, 'archive')} without metadata, younger than an hour: of snapshots that are being made,"
+        " or were cut off; look again in an hour"
+    )

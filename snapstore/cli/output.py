@@ -7,7 +7,7 @@ that a file's name can neither break a line nor steer a terminal.
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 _LEAST_WIDTH = 120
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_PHASES = {"scan": "Scanning", "pack": "Packing", "restore": "Restoring", "rebuild": "Reading", "checkpoint": "Writing"}
+_PHASES = {
+    "scan": "Scanning",
+    "pack": "Packing",
+    "restore": "Restoring",
+    "load": "Reading checkpoints",
+    "rebuild": "Reading",
+    "archives": "Listing archives",
+    "checkpoint": "Writing",
+}
 
 
 class Output:
@@ -90,17 +98,27 @@ class Output:
         return show
 
     @contextmanager
-    def status(self, line: str) -> Iterator[None]:
-        """Say what is waited for, where a person is looking, and take it back afterwards."""
+    def status(self, line: str) -> Iterator[ProgressCallback | None]:
+        """Say what is waited for, where a person is looking, and take it back afterwards.
+
+        Gives a callback that draws a bar in its place, should it be called.
+        """
         if self.as_json or not sys.stderr.isatty():
-            yield
+            yield None
             return
         width = shutil.get_terminal_size().columns - 1  # a longer line could not be taken back
-        print(line[:width], end="\r", file=sys.stderr, flush=True)  # noqa: T201
-        try:
-            yield
-        finally:
-            print("\x1b[K", end="", file=sys.stderr, flush=True)  # noqa: T201
+        with ExitStack() as shown:
+            print(line[:width], end="\r", file=sys.stderr, flush=True)  # noqa: T201
+            shown.callback(print, "\x1b[K", end="", file=sys.stderr, flush=True)
+            bar: list[ProgressCallback] = []
+
+            def show(progress: Progress) -> None:
+                if not bar:
+                    shown.close()
+                    bar.append(shown.enter_context(self._bar()))
+                bar[0](progress)
+
+            yield show
 
     @contextmanager
     def progress(self) -> Iterator[ProgressCallback | None]:
@@ -108,6 +126,11 @@ class Output:
         if self.as_json or not sys.stderr.isatty():
             yield None
             return
+        with self._bar() as show:
+            yield show
+
+    @contextmanager
+    def _bar(self) -> Iterator[ProgressCallback]:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar

@@ -112,10 +112,11 @@ def command(app: typer.Typer, name: str, *, makes_store: bool = False, keeps: st
                 location = default_store() if url is None else url
                 if first.annotation is Place:
                     return await function(Place(location, out), **given) or 0
-                with out.status(f"Opening {shown(location)} …"), _warnings_told(out):
+                with out.status(f"Opening {shown(location)} …") as progress, _warnings_told(out):
                     # At the priority that whoever called us has chosen: there is no service here to be spared.
                     limits = Limits(nice=False)
-                    store = await SnapStore.open(location, create=url is None or makes_store, limits=limits, **how)
+                    makes = url is None or makes_store
+                    store = await SnapStore.open(location, create=makes, limits=limits, progress=progress, **how)
                 async with contextlib.aclosing(store):
                     return await function(Session(store, out), **given) or 0
 

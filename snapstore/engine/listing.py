@@ -20,7 +20,7 @@ from snapstore.model import (
 )
 
 _PAGE = 200
-_MAX_PAGE = 10_000
+MAX_PAGE = 10_000
 
 
 class Listing(OpenedStore):
@@ -96,8 +96,8 @@ class Listing(OpenedStore):
         fresh: bool = False,
     ) -> Page:
         """One page of what `list` gives, with the cursor of the next, which stays right while snapshots come and go."""
-        if not 1 <= limit <= _MAX_PAGE:
-            raise InvalidInput(f"limit is 1 to {_MAX_PAGE}, not {limit}")
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidInput(f"limit is 1 to {MAX_PAGE}, not {limit}")
         for name, moment in (("since", since), ("until", until)):
             if moment is not None and moment.utcoffset() is None:
                 raise InvalidInput(f"{name} has no time zone: give one, as in datetime.now(timezone.utc)")
@@ -144,17 +144,17 @@ class Listing(OpenedStore):
         """
         return await self._calls.run(self._syncing.rebuild(archives, progress))
 
-    async def salvage(self, *, apply: bool = False) -> SalvageReport:
+    async def salvage(self, *, apply: bool = False, progress: ProgressCallback | None = None) -> SalvageReport:
         """Find archives whose metadata is lost, and with ``apply`` write it anew from what they say of themselves.
 
         Labels are as they were when the snapshots were made. A snapshot whose deletion was cut off half-way would come
         back too: so look first at what would. Archives younger than an hour are left out, as theirs may be coming.
         """
-        return await self._calls.run(self._salvage(apply))
+        return await self._calls.run(self._salvage(apply, progress))
 
-    async def _salvage(self, apply: bool) -> SalvageReport:
-        await self._syncing.sync(None, None)
-        report = await salvage.salvage(self._store, self._catalog, self._limits, apply=apply)
+    async def _salvage(self, apply: bool, progress: ProgressCallback | None) -> SalvageReport:
+        await self._syncing.sync(None, progress)
+        report = await salvage.salvage(self._store, self._catalog, self._limits, apply=apply, progress=progress)
         if apply:
             await self._syncing.sync(None, None)  # what another one has brought back at the same time
         return report

@@ -15,6 +15,7 @@ from snapstore.engine.limits import Limits
 from snapstore.engine.syncing import Syncing
 from snapstore.errors import InvalidInput, StoreClosed
 from snapstore.index.catalog import Catalog
+from snapstore.model import ProgressCallback
 from snapstore.objectstore import ObjectStore
 from snapstore.places import default_index
 from snapstore.storage.s3.options import S3Options
@@ -37,6 +38,7 @@ class OpenedStore:
         create: bool,
         s3: S3Options | None,
         sync_every: timedelta | None,
+        progress: ProgressCallback | None,
     ) -> None:
         self._url = url
         self._index = index
@@ -46,6 +48,7 @@ class OpenedStore:
         self._create = create
         self._s3 = s3
         self._sync_every = sync_every
+        self._progress = progress
         self._opened: tuple[ObjectStore, Catalog, Syncing] | None = None
         self._calls = Calls()
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -65,6 +68,7 @@ class OpenedStore:
         create: bool = True,
         s3: S3Options | None = None,
         sync_every: timedelta | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Self:
         """The store at ``url``: ``s3://bucket/prefix`` (see `S3Options`), a folder, or ``file:///…``.
 
@@ -73,7 +77,8 @@ class OpenedStore:
         which the applications live, for calls that name no folder. ``index_label`` is the key of the label whose value
         stands in the archives' keys. With ``create=False``, NotAStore where there is no folder store yet. ``s3`` says
         how a bucket is used; what the URL says comes first. With ``sync_every``, the index follows what other nodes do
-        to the store: at that pace for new snapshots, and once an hour (or at that pace, if slower) for all others.
+        to the store: at that pace (of 1 s or more) for new snapshots, and once an hour (or at that pace, if slower) for
+        all others. ``progress`` is told how far the filling of a new index has come.
 
         Entering (or awaiting) it raises InvalidInput, NotAStore, and CatalogError and its kinds.
         """
@@ -86,6 +91,7 @@ class OpenedStore:
             create=create,
             s3=s3,
             sync_every=sync_every,
+            progress=progress,
         )
 
     async def __aenter__(self) -> Self:
@@ -120,7 +126,7 @@ class OpenedStore:
         catalog = await Catalog.open(self._index or default_index(store.url), store.url, self._limits.files)
         try:
             syncing = Syncing(store, catalog)
-            await syncing.fill()
+            await syncing.fill(self._progress)
         except BaseException:
             await uninterrupted(catalog.aclose())
             raise

@@ -14,7 +14,7 @@ from snapstore.engine.limits import Limits
 from snapstore.errors import ArchiveDamaged, InvalidInput, MetadataInvalid, ObjectNotFound, PreconditionFailed
 from snapstore.index.archives import Archive, Archives
 from snapstore.index.catalog import Catalog
-from snapstore.model import FORMAT, Extent, SalvageReport, Snapshot
+from snapstore.model import FORMAT, Extent, ProgressCallback, SalvageReport, Snapshot
 from snapstore.objectstore import ObjectStore
 
 log = logging.getLogger("snapstore")
@@ -25,10 +25,12 @@ _LARGEST = 1 << 30
 """Bytes of a table of contents, compressed, that are read."""
 
 
-async def salvage(store: ObjectStore, catalog: Catalog, limits: Limits, *, apply: bool) -> SalvageReport:
+async def salvage(
+    store: ObjectStore, catalog: Catalog, limits: Limits, *, apply: bool, progress: ProgressCallback | None
+) -> SalvageReport:
     """Find archives without metadata, and with ``apply`` write what they lack. The caller has just synced."""
     with closing(Archives(store, catalog, every=True)) as archives:
-        await archives.collect()
+        await archives.collect(progress)
         lost = await archives.without_metadata()
     report = await _Salvage(store, catalog, limits).run(lost, apply)
     return msgspec.structs.replace(report, recent=archives.recent)

@@ -42,12 +42,12 @@ class Syncing:
         self._filled: tuple[float, SyncReport] | None = None
         """When a new index was filled on opening, and the report of that, until something else is done with it."""
 
-    async def fill(self) -> None:
+    async def fill(self, progress: ProgressCallback | None) -> None:
         """Fill a new index, if nobody else has."""
         if await self._catalog.is_filled():
             return
         async with turn(self._catalog.path):
-            report = await self._fill(None)
+            report = await self._fill(progress)
         self._filled = (time.monotonic(), report) if report is not None else None
 
     async def _fill(self, progress: ProgressCallback | None) -> SyncReport | None:
@@ -84,11 +84,11 @@ class Syncing:
         if not archives:
             return report
         with closing(Archives(self._store, self._catalog)) as found:
-            await found.collect()
+            await found.collect(progress)
             problems = await found.problems()
         for problem in problems:
             log.warning("%s", problem)
-        return msgspec.structs.replace(report, problems=(*report.problems, *problems))
+        return msgspec.structs.replace(report, problems=(*report.problems, *problems), recent=found.recent)
 
     async def _rebuild(self, progress: ProgressCallback | None) -> SyncReport:
         """One that was just built, because it was lost or damaged, is not built twice: a sync makes it as good."""
@@ -96,7 +96,12 @@ class Syncing:
         if filled is None or time.monotonic() - filled[0] > _JUST_NOW:
             return await sync.rebuild(self._store, self._catalog, progress)
         before, since = filled[1], await sync.sync(self._store, self._catalog, progress)
-        return msgspec.structs.replace(since, read=before.read + since.read, seconds=before.seconds + since.seconds)
+        return msgspec.structs.replace(
+            since,
+            read=before.read + since.read,
+            seconds=before.seconds + since.seconds,
+            from_checkpoints=before.from_checkpoints,
+        )
 
     async def checkpoint(self, progress: ProgressCallback | None) -> CheckpointReport:
         self._filled = None

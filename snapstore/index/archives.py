@@ -16,7 +16,7 @@ from snapstore.aio import run_all
 from snapstore.errors import ObjectNotFound
 from snapstore.index import file
 from snapstore.index.catalog import Catalog
-from snapstore.model import Snapshot
+from snapstore.model import Progress, ProgressCallback, Snapshot
 from snapstore.objectstore import ObjectInfo, ObjectStore
 
 GRACE = 3600.0
@@ -46,6 +46,12 @@ class Archives:
         self.recent = 0
         """How many of those are younger."""
         self.oddly_named: list[str] = []
+        self._strays = 0
+        """Objects that are nothing of ours."""
+        self._stray = ""
+        """The name of one of them."""
+        self._listed = 0
+        self._progress: ProgressCallback | None = None
         self._seen = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         """Ids; a million of them take 30 MB here, and three times as much in a set."""
         self._seen.execute("CREATE TABLE archived (id BLOB PRIMARY KEY) WITHOUT ROWID")
@@ -53,8 +59,9 @@ class Archives:
     def close(self) -> None:
         self._seen.close()
 
-    async def collect(self) -> None:
+    async def collect(self, progress: ProgressCallback | None) -> None:
         """List all that is in the bucket, but for what is ours below ``_``."""
+        self._progress = progress
         edges = await self._edges()
         spans = zip(["", *edges], [*edges, None], strict=True)
         await run_all((self._list(after, upto) for after, upto in spans), at_once=self._store.listings)
@@ -84,7 +91,7 @@ class Archives:
         async with aclosing(self._store.list(start_after=after)) as pages:
             async for page in pages:
                 inside = [info for info in page if upto is None or info.key <= upto]
-                await self._take([archive for info in inside if (archive := archive_of(info))])
+                await self._take([info for info in inside if not info.key.startswith(_OURS)])
                 if len(inside) < len(page):
                     return None
                 for prefix in _OURS:
@@ -92,7 +99,20 @@ class Archives:
                         return prefix[:-1] + "0"  # which follows the slash
         return None
 
-    async def _take(self, found: Sequence[Archive]) -> None:
+    async def _take(self, listed: Sequence[ObjectInfo]) -> None:
+        found = []
+        for info in listed:
+            if archive := archive_of(info):
+                found.append(archive)
+            else:
+                self._strays += 1
+                self._stray = info.key
+        await self._compare(found)
+        self._listed += len(listed)
+        if self._progress is not None:
+            self._progress(Progress("archives", self._listed, 0, 0, 0))
+
+    async def _compare(self, found: Sequence[Archive]) -> None:
         known = await self._catalog.which({archive.id for archive in found})
         limit = time.time() - GRACE
         for archive in found:
@@ -120,7 +140,8 @@ class Archives:
             " --from-archives` brings its snapshot back"
             for archive in await self.without_metadata()
         ]
-        return [*self.oddly_named, *orphans, *await self._without_archive()]
+        strays = [_strays(self._strays, self._stray)] if self._strays else []
+        return [*self.oddly_named, *strays, *orphans, *await self._without_archive()]
 
     async def without_metadata(self) -> Sequence[Archive]:
         found: list[Archive] = []
@@ -186,3 +207,9 @@ def archive_of(info: ObjectInfo) -> Archive | None:
         if keys.canonical_id(part) == part:
             return Archive(keys.id_bytes(part), info)
     return None
+
+
+def _strays(count: int, example: str) -> str:
+    if count == 1:
+        return f"{example}: it is nothing of snapstore's, and left alone"
+    return f"{example} and {count - 1:,} more: they are nothing of snapstore's, and left alone"

@@ -16,7 +16,8 @@ from snapstore.index.queries import COLUMNS, SELECT, Query, page_statement, rari
 from snapstore.model import Count, IndexStatus, Page, Snapshot
 
 _ONE = f"SELECT {COLUMNS} FROM snapshot s JOIN app a USING (app) WHERE s.id = ?"
-_FIELDS = "url, synced, (SELECT count(*) FROM problem), (SELECT user_version FROM pragma_user_version)"
+_PROBLEMS = "(SELECT count(*) FROM problem) + (SELECT count(*) FROM misnamed)"
+_FIELDS = f"url, synced, {_PROBLEMS}, (SELECT user_version FROM pragma_user_version)"
 
 
 class Catalog:

@@ -46,11 +46,16 @@ _decoder = msgspec.json.Decoder(_Copy)
 _encoder = msgspec.json.Encoder()
 
 
-async def load(store: ObjectStore, catalog: Catalog) -> None:
+async def load(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None) -> None:
     """Bring into a catalog that nobody reads yet all that checkpoints have, for a walk over the bucket to compare."""
+    brought = 0
 
     async def bring(number: int, batch: Sequence[_Copy]) -> None:
+        nonlocal brought
         await catalog.mirror.apply(0, await catalog.workers.run(_rows_of, batch), checkpoint=number)
+        brought += len(batch)
+        if progress is not None:
+            progress(Progress("load", brought, 0, 0, 0))
 
     await _take_new(store, catalog, await _listed(store), bring)
 

@@ -145,6 +145,11 @@ class Mirror:
         [(count,)] = await self._database.scan("SELECT count(*) FROM snapshot")
         return int(count)
 
+    async def covered(self) -> int:
+        """How many snapshots stand in checkpoints as they are here."""
+        [(count,)] = await self._database.scan("SELECT count(checkpoint) FROM snapshot")
+        return int(count)
+
     async def cuts(self, step: int) -> Sequence[bytes]:
         """Every ``step``-th id."""
         found: list[bytes] = []
@@ -158,17 +163,30 @@ class Mirror:
         return found
 
     async def problems(self, limit: int) -> Sequence[str]:
-        """What is wrong with metadata objects, a sentence each."""
+        """What is wrong with what lies where metadata belongs, a sentence each."""
+        misnamed = await self._database.scan("SELECT key FROM misnamed ORDER BY key LIMIT ?", [limit])
         found = await self._database.scan("SELECT reason FROM problem ORDER BY id LIMIT ?", [limit])
-        return [row[0] for row in found]
+        return [*(misnaming(key) for (key,) in misnamed), *(reason for (reason,) in found)][:limit]
 
-    async def finish(self, began: datetime, *, whole: bool) -> None:
-        """It holds all that its bucket held when the sync began; without ``whole``, all that was new then."""
-        fields = "filled = 1, synced = ?1, synced_recent = ?1" if whole else "synced_recent = ?1"
+    async def finish(self, began: datetime, misnamed: Sequence[str]) -> None:
+        """It holds all that its bucket held when the sync began, but for these keys, which are no snapshots'."""
 
         async def change(connection: Connection) -> None:
             await self._check(connection)
-            await connection.execute(f"UPDATE store SET {fields}", [rows.microseconds(began)])
+            await connection.execute(
+                "UPDATE store SET filled = 1, synced = ?1, synced_recent = ?1", [rows.microseconds(began)]
+            )
+            await connection.execute("DELETE FROM misnamed")
+            await connection.executemany("INSERT OR IGNORE INTO misnamed VALUES (?)", [(key,) for key in misnamed])
+
+        await self._database.change(change)
+
+    async def finish_recent(self, began: datetime) -> None:
+        """It holds all that was new when the sync began."""
+
+        async def change(connection: Connection) -> None:
+            await self._check(connection)
+            await connection.execute("UPDATE store SET synced_recent = ?", [rows.microseconds(began)])
 
         await self._database.change(change)
 
@@ -176,3 +194,8 @@ class Mirror:
         """When the last sync began, or the last ``whole`` one."""
         [(began,)] = await self._database.scan(f"SELECT {'synced' if whole else 'synced_recent'} FROM store")
         return None if began is None else rows.moment(began)
+
+
+def misnaming(key: str) -> str:
+    """What is wrong with an object where metadata belongs that is named otherwise."""
+    return f"{key}: its name is no snapshot's id"

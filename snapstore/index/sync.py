@@ -12,13 +12,15 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import msgspec
+
 from snapstore import metadata
 from snapstore.aio import run_all, uninterrupted
 from snapstore.errors import CatalogError, MetadataInvalid, ObjectNotFound
 from snapstore.index import checkpoints, file, replacement, rows
 from snapstore.index.catalog import Catalog
 from snapstore.index.database import Database
-from snapstore.index.mirror import Known, Mirror, Problem
+from snapstore.index.mirror import Known, Mirror, Problem, misnaming
 from snapstore.index.rows import Row
 from snapstore.index.walk import PAGE, Span, id_of, spans, walk
 from snapstore.keys import first_id, metadata_key
@@ -62,7 +64,10 @@ async def sync(
         late = _Walk(store, mirror, None)
         await late.read_again(await mirror.noted())
         await late.look_again()
-        await mirror.finish(began, whole=since is None)
+        if since is None:
+            await mirror.finish(began, walked.misnamed)
+        else:
+            await mirror.finish_recent(began)
     return await walked.report()
 
 
@@ -92,12 +97,12 @@ async def _fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback
     began = datetime.now(UTC)
     mirror = catalog.mirror
     async with _noting(mirror):
-        await checkpoints.load(store, catalog)
+        await checkpoints.load(store, catalog, progress)
         over, _ = await _over(store, mirror, began, None)
         walked = _Walk(store, mirror, progress, certain=True)
         await walk(store, over, walked.compare)
-        await mirror.finish(began, whole=True)
-    return await walked.report()
+        await mirror.finish(began, walked.misnamed)
+    return msgspec.structs.replace(await walked.report(), from_checkpoints=await mirror.covered())
 
 
 async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None = None) -> SyncReport:
@@ -124,8 +129,9 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
         snapshots=await mirror.count(),
         read=report.read + changed.read,
         removed=changed.removed,
-        problems=tuple(dict.fromkeys([*report.problems, *changed.problems]))[:_TOLD],
+        problems=changed.problems,
         seconds=time.monotonic() - started,
+        from_checkpoints=report.from_checkpoints,
     )
 
 
@@ -169,8 +175,8 @@ class _Walk:
         self._certain = certain
         self._reading = asyncio.Semaphore(_AT_ONCE)
         self._started = time.monotonic()
-        self._names: list[str] = []
-        """Objects that are no metadata at all, by their names."""
+        self.misnamed: list[str] = []
+        """Keys of objects that are no metadata at all, by their names."""
         self._changed: set[bytes] = set()
         self._snapshots = self._read = self._removed = 0
 
@@ -264,12 +270,11 @@ class _Walk:
         for info in listed:
             snapshot_id = id_of(info)
             if snapshot_id is None:
-                problem = f"{info.key}: its name is no snapshot's id"
-                if len(self._names) < _TOLD:
-                    self._names.append(problem)
+                if len(self.misnamed) < _TOLD:
+                    self.misnamed.append(info.key)
                 if info.key not in self._mirror.logged and len(self._mirror.logged) < _TOLD:
                     self._mirror.logged.add(info.key)
-                    log.warning("not listed: %s", problem)
+                    log.warning("not listed: %s", misnaming(info.key))
             else:
                 found[snapshot_id] = info
         return found
@@ -283,7 +288,7 @@ class _Walk:
             snapshots=self._snapshots,
             read=self._read,
             removed=self._removed,
-            problems=(*self._names, *await self._mirror.problems(_TOLD))[:_TOLD],
+            problems=tuple(await self._mirror.problems(_TOLD)),
             seconds=time.monotonic() - self._started,
         )
 
