@@ -1,11 +1,12 @@
 """A fleet's bucket of any size, made up: metadata objects that nobody wrote, each the same whenever it is asked for.
 
 It answers as a bucket does, and counts and delays what is asked of it, so that the index can be measured at a million
-snapshots without a million uploads. It holds 32 bytes a snapshot (its id, and the digest that is its ETag), which may
-be kept in a file; what is written to it (checkpoints) is kept in files.
+snapshots without a million uploads. Of each it keeps 32 bytes (its id, and the digest that is its ETag), and whole what
+is written to it (checkpoints): all in files, so that the memory of what is measured is its own.
 """
 
 import asyncio
+import os
 import random
 import shutil
 import tempfile
@@ -13,7 +14,7 @@ import uuid
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import overload
@@ -26,6 +27,8 @@ from snapstore.objectstore import Body, ObjectInfo
 
 APPS = 20_000
 _PAGE = 1000
+_ROW = 32
+_SIZE = 700
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _TIERS = ("free", "basic", "gold", "internal")
 
@@ -80,9 +83,9 @@ class FleetStore(PartialStore):
         self.requests: Counter[str] = Counter()
         self.shown = count if shown is None else shown
         self._apps = apps
-        self._rows = _rows(count, apps, cache)
         self._folder = Path(tempfile.mkdtemp(prefix="fleet-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._rows = _rows(count, apps, cache or self._folder)
         self._kept: dict[str, ObjectInfo] = {}
 
     async def _asked(self, what: str) -> None:
@@ -117,7 +120,7 @@ class FleetStore(PartialStore):
         while True:
             await self._asked("list")
             end = min(position + _PAGE, self.shown)
-            yield [self._info(number) for number in range(position, end)]
+            yield [ObjectInfo(key, _SIZE, etag, 0.0) for key, etag in self._rows.between(position, end)]
             position = end
             if position == self.shown:
                 return
@@ -141,20 +144,21 @@ class FleetStore(PartialStore):
         return number
 
     def _info(self, number: int) -> ObjectInfo:
-        return ObjectInfo(self._rows[number], 700, self._rows.etag(number), 0.0)
+        return ObjectInfo(self._rows[number], _SIZE, self._rows.etag(number), 0.0)
 
     def _file(self, key: str) -> Path:
         return Path(self._folder, key.replace("/", "-"))
 
 
 class _Rows(Sequence[str]):
-    """The keys of all metadata objects, in order, with their ETags: 32 bytes each."""
+    """The keys of all metadata objects, in order, with their ETags: 32 bytes each, in a file."""
 
-    def __init__(self, packed: bytes | bytearray) -> None:
-        self.packed = packed
+    def __init__(self, file: Path) -> None:
+        self._file = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
-        return len(self.packed) // 32
+        return os.fstat(self._file).st_size // _ROW
 
     @overload
     def __getitem__(self, number: int) -> str: ...
@@ -163,28 +167,43 @@ class _Rows(Sequence[str]):
     def __getitem__(self, number: int | slice) -> str | Sequence[str]:
         if isinstance(number, slice):
             return [self[one] for one in range(*number.indices(len(self)))]
-        return keys.metadata_key(str(uuid.UUID(bytes=bytes(self.packed[number * 32 : number * 32 + 16]))))
+        return _key(self.row(number))
 
     def etag(self, number: int) -> str:
-        return self.packed[number * 32 + 16 : number * 32 + 32].hex()
+        return _etag(self.row(number))
+
+    def row(self, number: int) -> bytes:
+        return os.pread(self._file, _ROW, number * _ROW)
+
+    def between(self, first: int, end: int) -> Iterator[tuple[str, str]]:
+        """Key and ETag of each from the ``first`` to before the ``end``."""
+        packed = os.pread(self._file, (end - first) * _ROW, first * _ROW)
+        for start in range(0, len(packed), _ROW):
+            row = packed[start : start + _ROW]
+            yield _key(row), _etag(row)
 
 
-def _rows(count: int, apps: int, cache: Path | None) -> _Rows:
-    file = cache / f"fleet-{count}-{apps}" if cache else None
-    if file and file.exists():
-        rows = _Rows(file.read_bytes())
+def _rows(count: int, apps: int, folder: Path) -> _Rows:
+    file = folder / f"fleet-{count}-{apps}"
+    if file.exists():
+        rows = _Rows(file)
         # Metadata may be written in another way than when it was kept.
-        if len(rows) == count and rows.packed[-32:] == _row(count - 1, apps):
+        if len(rows) == count and rows.row(count - 1) == _row(count - 1, apps):
             return rows
-    packed = bytearray(32 * count)
-    for number in range(count):
-        packed[number * 32 : number * 32 + 32] = _row(number, apps)
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(packed)
-    return _Rows(packed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(file, "wb") as written:
+        written.writelines(_row(number, apps) for number in range(count))
+    return _Rows(file)
 
 
 def _row(number: int, apps: int) -> bytes:
     made = snapshot(number, apps)
     return keys.id_bytes(made.id) + bytes.fromhex(etag(metadata.encode(made)))
+
+
+def _key(row: bytes) -> str:
+    return keys.metadata_key(str(uuid.UUID(bytes=row[:16])))
+
+
+def _etag(row: bytes) -> str:
+    return row[16:].hex()
