@@ -1,60 +1,102 @@
-"""What an application feels that has snapstore in it, and what the parts of the work cost alone.
+"""What a service feels that has snapstore in it.
 
-The application is a small web server that is asked all the time by another process, while it takes a snapshot and
-restores it. A task that should wake each millisecond notes how late it is: that is the delay of the event loop.
+The service is a small web server that another process asks all the time, over a few connections, each for the next
+answer as soon as it has one; meanwhile it takes snapshots and restores them. A task that should wake each millisecond
+notes how late it is: that is the delay of the event loop.
 """
 
 import asyncio
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-import zstandard
+import msgspec
 from aiohttp import web
-from blake3 import blake3
 
+from benchmarks import load_client
 from benchmarks.clock import clock
-from benchmarks.corpora import walk
 from benchmarks.inside_index import spread
-from snapstore import SnapStore
-from snapstore.objectstore import Part
-from snapstore.storage.urls import open_store
+from snapstore import Limits, SnapStore
 
 _TICK = 0.001
-_IDLE = 2.0
-_FRAME = 4 << 20
-_PART = 8 << 20
-_AT_ONCE = 3
-_CLIENT = """
-import http.client, sys, time
-connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
-while True:
-    connection.request("GET", "/"); connection.getresponse().read(); time.sleep(0.005)
-"""
+_IDLE = 5.0
+_MANY = 8
 
 
-async def application(url: str, folder: str, target: str) -> None:
-    """Delay of the event loop: idle, during a create, during a restore."""
+async def application(url: str, folder: str, targets: str) -> None:
+    """Each phase: how late the loop is, and what the service's clients get, against what they get while it is idle."""
     with tempfile.TemporaryDirectory() as scratch:
-        async with SnapStore.open(url, index=f"{scratch}/index.db") as store, _traffic():
-            await _delay("idle", asyncio.sleep(_IDLE))
-            await _delay("create", store.create("app", folder))
-            await _delay("restore", store.restore("app@latest", target))
-    shutil.rmtree(target)
+        async with _clients() as clients:
+            async with SnapStore.open(url, index=f"{scratch}/index.db") as store:
+                idle = await _phase(clients, "idle", asyncio.sleep(_IDLE))
+                await _phase(clients, "one create", store.create("app", folder), idle)
+                await _phase(clients, "one restore", store.restore("app@latest", f"{targets}/one"), idle)
+                together = [
+                    work
+                    for number in range(_MANY)
+                    for work in (
+                        store.create(f"app-{number}", folder),
+                        store.restore("app@latest", f"{targets}/{number}"),
+                    )
+                ]
+                await _phase(clients, f"{_MANY} creates and {_MANY} restores", asyncio.gather(*together), idle)
+            limits = Limits(threads=1)
+            async with SnapStore.open(url, index=f"{scratch}/index.db", limits=limits) as store:
+                await _phase(clients, "one create, one thread", store.create("app", folder), idle)
+                await _phase(clients, "one restore, one thread", store.restore("app@latest", f"{targets}/slow"), idle)
 
 
-async def _delay(name: str, work: Awaitable[object]) -> None:
+async def crowd(url: str, folder: str, targets: str, count: int) -> None:
+    """So many creates and restores, half and half, asked for at once: the memory of the whole process."""
+    limits = Limits()
+    with tempfile.TemporaryDirectory() as scratch:
+        async with SnapStore.open(url, index=f"{scratch}/index.db", limits=limits) as store:
+            await store.create("app", folder)
+            with clock(name=f"{count} at once", memory=True) as inside:
+                await asyncio.gather(
+                    *(store.create(f"app-{number}", folder) for number in range(count // 2)),
+                    *(store.restore("app@latest", f"{targets}/{number}") for number in range(count - count // 2)),
+                )
+    inside.values["mib_of_limits"] = limits.memory / 2**20
+    inside.tell()
+
+
+class _Clients:
+    """The process that asks."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def told(self) -> dict[str, float]:
+        """What its connections have met since the last time."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        found: dict[str, float] = msgspec.json.decode(await self._process.stdout.readline())
+        return found
+
+
+async def _phase(clients: _Clients, name: str, work: Awaitable[Any], idle: float | None = None) -> float:
+    """Measure the service during ``work``; answers a second, beside those while it was ``idle``."""
     late: list[float] = []
+    await clients.told()
     ticking = asyncio.create_task(_tick(late))
     with clock(name=name) as inside:
         await work
     ticking.cancel()
-    inside.values |= spread(late)
+    inside.values |= {f"delay_{name}": value for name, value in spread(late).items()}
+    found = await clients.told()
+    inside.values |= {f"answer_{name}": value for name, value in found.items()}
+    rate = found["count"] / found["seconds"]
+    inside.values["answers_a_second"] = rate
+    if idle is not None:
+        inside.values["of_idle"] = rate / idle
     inside.tell()
+    return rate
 
 
 async def _tick(late: list[float]) -> None:
@@ -65,8 +107,8 @@ async def _tick(late: list[float]) -> None:
 
 
 @asynccontextmanager
-async def _traffic() -> AsyncIterator[None]:
-    """A server in this process, and a client in another."""
+async def _clients() -> AsyncIterator[_Clients]:
+    """A server in this process, and its clients in another."""
 
     async def answer(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -77,61 +119,12 @@ async def _traffic() -> AsyncIterator[None]:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    port = runner.addresses[0][1]
-    client = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", "-c", _CLIENT, str(port))
+    pipe = asyncio.subprocess.PIPE
+    command = [sys.executable, "-I", "-S", str(Path(load_client.__file__)), str(runner.addresses[0][1])]
+    client = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
     try:
-        yield
+        yield _Clients(client)
     finally:
         client.kill()
         await client.wait()
         await runner.cleanup()
-
-
-async def floors(folder: str, url: str) -> None:
-    """Each part of a create alone, in one thread: what no arrangement of them can do without."""
-    packed = await asyncio.to_thread(_packing_floors, folder)
-    store = await open_store(url)
-    try:
-        await store.connect()
-        parts = [packed[start : start + _PART] for start in range(0, len(packed), _PART)]
-        with clock(name=f"sending, {_AT_ONCE} parts at once") as inside:
-            upload = await store.create_upload("floor")
-            sending = asyncio.Semaphore(_AT_ONCE)
-
-            async def send(number: int, part: bytes) -> Part:
-                async with sending:
-                    return await store.upload_part("floor", upload, number, [part])
-
-            sent = await asyncio.gather(*(send(number, part) for number, part in enumerate(parts, 1)))
-            await store.complete_upload("floor", upload, sent)
-        inside.values["bytes"] = float(len(packed))
-        inside.tell()
-    finally:
-        await store.aclose()
-
-
-def _packing_floors(folder: str) -> bytes:
-    """Reading, compressing and hashing; what was compressed."""
-    files = [path for path, _ in walk(Path(folder)) if path.is_file() and not path.is_symlink()]
-    buffer = bytearray()
-    frames: list[bytes] = []
-    with clock(name="reading") as inside:
-        for path in files:
-            with path.open("rb", buffering=0) as file:
-                buffer += file.read()
-            if len(buffer) >= _FRAME:
-                frames.append(bytes(buffer))
-                buffer.clear()
-    frames.append(bytes(buffer))
-    inside.values["files"] = float(len(files))
-    inside.tell()
-    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
-    with clock(name="zstd, level 3") as inside:
-        packed = [compressor.compress(frame) for frame in frames]
-    inside.values["ratio"] = sum(map(len, frames)) / max(1, sum(map(len, packed)))
-    inside.tell()
-    with clock(name="BLAKE3") as inside:
-        for frame in frames:
-            blake3(frame).digest()
-    inside.tell()
-    return b"".join(packed)

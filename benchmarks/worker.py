@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import inside_application, inside_index, older
+from benchmarks import inside_application, inside_floors, inside_index, older
 from benchmarks.clock import Traffic, clock
 from benchmarks.stores import Sink, on
 from snapstore import Limits, SnapStore
@@ -79,7 +79,8 @@ STEPS: dict[str, Step] = {
     "index": inside_index.index,
     "pages": inside_index.pages,
     "application": inside_application.application,
-    "floors": inside_application.floors,
+    "crowd": inside_application.crowd,
+    "floors": inside_floors.floors,
     "older-create": older.create,
     "older-list": older.list_by_label,
     "tarfile-create": older.create_with_tarfile,
