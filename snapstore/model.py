@@ -81,6 +81,16 @@ class SnapshotReport(Snapshot, frozen=True, kw_only=True):
     """How many of the requests were repetitions."""
 
 
+class OperationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What every report but a snapshot's own begins with."""
+
+    seconds: float = 0.0
+    requests: int = 0
+    """Sent over a network, repetitions included, where that was counted."""
+    retries: int = 0
+    """How many of the requests were repetitions."""
+
+
 class Caps(msgspec.Struct, frozen=True):
     """What one restore may bring onto the disk at most, whatever its archive claims."""
 
@@ -89,20 +99,15 @@ class Caps(msgspec.Struct, frozen=True):
     """Bytes of all files together, holes included."""
 
 
-class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
+class RestoreReport(OperationReport, frozen=True, kw_only=True):
     """What a restore wrote."""
 
     snapshot: Snapshot
     target: str
     members: int
     content_size: int
-    seconds: float
     skipped: tuple[str, ...] = ()
     """What was not restored as it was, a sentence each: devices, bits and attributes that were not allowed here."""
-    requests: int = 0
-    """Sent over a network, repetitions included, where that was counted."""
-    retries: int = 0
-    """How many of the requests were repetitions."""
 
 
 class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -189,7 +194,7 @@ class Page(msgspec.Struct, frozen=True):
     cursor: str | None
 
 
-class CheckpointReport(msgspec.Struct, frozen=True, kw_only=True):
+class CheckpointReport(OperationReport, frozen=True, kw_only=True):
     """What became of a store's checkpoints."""
 
     snapshots: int
@@ -201,10 +206,9 @@ class CheckpointReport(msgspec.Struct, frozen=True, kw_only=True):
     """Metadata objects that had to be read for that."""
     removed: int
     """Superseded checkpoints that were removed."""
-    seconds: float
 
 
-class SalvageReport(msgspec.Struct, frozen=True, kw_only=True):
+class SalvageReport(OperationReport, frozen=True, kw_only=True):
     """What archives whose metadata is lost say of their snapshots."""
 
     snapshots: tuple[Snapshot, ...]
@@ -216,7 +220,7 @@ class SalvageReport(msgspec.Struct, frozen=True, kw_only=True):
     """Archives without metadata that were left out since they are younger than an hour."""
 
 
-class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
+class SyncReport(OperationReport, frozen=True, kw_only=True):
     """What a sync or a rebuild of the index found in the bucket."""
 
     snapshots: int
@@ -226,7 +230,6 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that were dropped, as their snapshots are gone."""
     problems: tuple[str, ...]
     """What could not be understood, or does not belong together, a sentence each."""
-    seconds: float
     from_checkpoints: int = 0
     """Snapshots that a new index has from checkpoints, as these had them as they are now."""
     recent: int = 0

@@ -247,6 +247,9 @@ class Proxy:
         self.requests: list[Request] = []
         self.rules: list[Rule] = []
         self.open_connections = 0
+        self.under_way = 0
+        """Requests whose answers have not ended."""
+        self.most_under_way = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
 
@@ -422,6 +425,15 @@ class _Connection:
     async def exchange(self) -> bool:
         """One request and its answer; whether another may follow."""
         head = await _read_head(self._reader)
+        proxy = self._proxy
+        proxy.under_way += 1
+        proxy.most_under_way = max(proxy.most_under_way, proxy.under_way)
+        try:
+            return await self._exchange(head)
+        finally:
+            proxy.under_way -= 1
+
+    async def _exchange(self, head: _Head) -> bool:
         request = self._request(head)
         body = _Body(self._reader, _framing(head, 0))
         match request.fault:

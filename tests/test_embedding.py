@@ -220,7 +220,7 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 async def gated_store(base: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[SnapStore, Gated]]:
     opened: list[Gated] = []
 
-    async def open_gated(url: str, *, create: bool = True, s3: object = None) -> Gated:
+    async def open_gated(url: str, **options: object) -> Gated:
         opened.append(Gated(await open_store(url)))  # type: ignore[arg-type]
         return opened[0]
 

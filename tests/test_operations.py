@@ -4,13 +4,14 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
-from snapstore import Progress, SnapStore, TargetNotEmpty
+from snapstore import InvalidInput, Limits, MemberNotFound, Progress, SnapStore, TargetNotEmpty
 from tests.conftest import BUCKET
-from tests.proxy import Answer, Proxy
+from tests.proxy import Answer, Delay, Proxy
 
 
 class Kept(logging.Handler):
@@ -21,7 +22,7 @@ class Kept(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
 
-    def ends(self) -> list[tuple[str, str, str, str]]:
+    def ends(self) -> list[tuple[str, str | None, str | None, str]]:
         found = [record.__dict__ for record in self.records if hasattr(record, "outcome")]
         return [(each["operation"], each["app"], each["snapshot_id"], each["outcome"]) for each in found]
 
@@ -56,6 +57,46 @@ async def test_each_operation_has_one_line_at_its_end(store: SnapStore, app: Pat
     assert kept.ends() == [(name, "blog", made.id, outcome) for name, outcome in operations]
     assert [record.__dict__["bytes"] for record in kept.records] == [1000, 1000, 0, 0, 0]
     assert all(0 < record.__dict__["seconds"] < 60 for record in kept.records)
+
+
+async def test_what_only_reads_has_such_a_line_too(store: SnapStore, app: Path, kept: Kept) -> None:
+    (app / "large").write_bytes(bytes(9 << 20))
+    made = await store.create("blog", app)
+    assert b"".join([piece async for piece in store.read(made.id, "file")]) == b"x" * 1000
+    assert (await store.member(made.id, "file")).size == 1000
+    assert len([member async for member in store.members(made.id)]) == 3
+    async with aclosing(store.read(made.id, "large")) as pieces:
+        async for _ in pieces:
+            break
+    with pytest.raises(MemberNotFound):
+        await anext(store.read(made.id, "none"))
+    operations = [
+        ("read", "done"),
+        ("member", "done"),
+        ("members", "done"),
+        ("read", "closed"),
+        ("read", "MemberNotFound"),
+    ]
+    assert kept.ends()[1:] == [(name, "blog", made.id, outcome) for name, outcome in operations]
+    assert [record.__dict__["bytes"] for record in kept.records][1:] == [1000, 0, 0, 4 << 20, 0]
+    logging.getLogger("snapstore").info("afterwards")  # in this task, which the generators ran beside
+    assert kept.records[-1].__dict__["operation"] is None
+
+
+async def test_what_is_done_to_the_index_is_an_operation_of_no_snapshot(
+    store: SnapStore, app: Path, tmp_path: Path, kept: Kept
+) -> None:
+    await store.create("blog", app)
+    kept.records.clear()
+    await store.sync()
+    await store.rebuild()
+    await store.checkpoint()
+    await store.salvage()
+    async with SnapStore.open(tmp_path / "store", index=tmp_path / "new.db"):
+        pass
+    names = ("sync", "rebuild", "checkpoint", "sync", "salvage", "fill")
+    assert kept.ends() == [(name, None, None, "done") for name in names]
+    assert kept.records[0].getMessage().startswith("sync: done in ")
 
 
 async def test_a_cancelled_operation_says_so(store: SnapStore, app: Path, kept: Kept) -> None:
@@ -119,5 +160,43 @@ async def test_requests_and_retries_are_counted(
         before = proxy.count()
         restored = await store.restore(made.id, tmp_path / "out")
         assert (restored.requests, restored.retries) == (proxy.count() - before, 0)
-    counted = [(record.__dict__["requests"], record.__dict__["retries"]) for record in kept.records]
-    assert counted == [(made.requests, 1), (restored.requests, 0)]
+        before = proxy.count()
+        synced = await store.sync()
+        assert (synced.requests, synced.retries) == (proxy.count() - before, 0)
+    counted = [
+        (record.__dict__["requests"], record.__dict__["retries"])
+        for record in kept.records
+        if hasattr(record, "requests")
+    ]
+    assert counted[1:] == [(made.requests, 1), (restored.requests, 0), (synced.requests, 0)]  # after `fill`
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+async def test_stores_of_one_limits_share_its_connections(
+    app: Path, tmp_path: Path, proxy: Proxy, prefix: str, monkeypatch: pytest.MonkeyPatch, connections: int
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    (app / "large").write_bytes(os.urandom(17 << 20))  # in several parts
+    proxy.fault(Delay(0.02), times=None)
+    limits = Limits(connections=connections)
+    async with (
+        SnapStore.open(f"s3://{BUCKET}/{prefix}/one", index=tmp_path / "one.db", limits=limits) as one,
+        SnapStore.open(f"s3://{BUCKET}/{prefix}/two", index=tmp_path / "two.db", limits=limits) as two,
+    ):
+        made = await asyncio.gather(*(store.create("blog", app) for store in (one, two, one, two)))
+        await asyncio.gather(
+            *(
+                store.restore(snapshot.id, tmp_path / snapshot.id)
+                for store, snapshot in zip((one, two, one, two), made, strict=True)
+            )
+        )
+        await asyncio.gather(one.rebuild(), two.rebuild())
+    assert proxy.most_under_way == connections
+    for snapshot in made:
+        assert (tmp_path / snapshot.id / "large").read_bytes() == (app / "large").read_bytes()
+
+
+async def test_limits_of_nothing_are_refused() -> None:
+    for limits in ({"threads": 0}, {"connections": 0}, {"memory": 0}, {"operations": 0}):
+        with pytest.raises(InvalidInput, match="1 at least"):
+            Limits(**limits)

@@ -7,6 +7,7 @@ it by StoreClosed; and a caller that is cancelled has its call cancelled, and wa
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from snapstore.aio import drop, uninterrupted
@@ -40,9 +41,12 @@ class Calls:
             raise StoreClosed("the store is closed")
 
     async def _run(
-        self, work: Coroutine[Any, Any, T], undo: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self,
+        work: Coroutine[Any, Any, T],
+        undo: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        context: Context | None = None,
     ) -> T:
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, context=context)
         self._running.add(task)
         self._callers.add(1)
         try:
@@ -63,12 +67,13 @@ class Calls:
         """The items, each awaited as `run` does. All of them are one call, which a closing lets come to its end."""
         end = object()
         begun = 0
+        context = copy_context()  # of all items: what the generator sets while it makes one holds for the next
         async with aclosing(items):
             try:
                 while True:
                     work = _next(items, end)
                     self._check(work, self._over if begun else self._closed)
-                    if (item := await self._run(work)) is end:
+                    if (item := await self._run(work, context=context)) is end:
                         return
                     if not begun:
                         begun = 1

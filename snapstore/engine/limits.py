@@ -22,24 +22,34 @@ class Limits:
 
     ``memory`` is what snapshots and restores may hold in their buffers altogether, in bytes; one that needs more than
     that alone is still admitted when nothing else runs. ``threads`` compress and decompress (default: one a processor,
-    four at most). ``operations`` is how many snapshots and restores run at the same time. With ``nice``, threads lower
-    their own priority, so that the embedding service comes first (Linux).
+    four at most). ``operations`` is how many snapshots and restores run at the same time, ``connections`` how many
+    requests to S3 (of a single store, `S3Options.connections` at most). With ``nice``, threads lower their own
+    priority, so that the embedding service comes first (Linux).
     """
 
     def __init__(
-        self, *, memory: int = 128 << 20, threads: int | None = None, operations: int = 8, nice: bool = True
+        self,
+        *,
+        memory: int = 128 << 20,
+        threads: int | None = None,
+        operations: int = 8,
+        connections: int = 64,
+        nice: bool = True,
     ) -> None:
-        if memory < 1 or operations < 1 or (threads is not None and threads < 1):
-            raise InvalidInput("Limits need memory, threads and operations of 1 at least")
+        if min(memory, operations, connections, 1 if threads is None else threads) < 1:
+            raise InvalidInput("Limits need memory, threads, operations and connections of 1 at least")
         self.memory = memory
         self.threads = threads or min(os.cpu_count() or 1, 4)
         self.operations = operations
+        self.connections = connections
         self._nice = nice
         self._free = memory
         self._running = 0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
         self.reading = asyncio.Semaphore(_READS)
         """Held while one piece of one file is fetched and checked: single files need not wait for whole snapshots."""
+        self.requesting = asyncio.Semaphore(connections)
+        """Held by each request to S3 while it has a connection."""
         self._users = 0
         self._compute: Workers | None = None
         self._files: Workers | None = None

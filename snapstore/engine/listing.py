@@ -18,6 +18,7 @@ from snapstore.model import (
     Snapshot,
     SyncReport,
 )
+from snapstore.operation import reported
 
 _PAGE = 200
 MAX_PAGE = 10_000
@@ -150,7 +151,7 @@ class Listing(OpenedStore):
         Labels are as they were when the snapshots were made. A snapshot whose deletion was cut off half-way would come
         back too: so look first at what would. Archives younger than an hour are left out, as theirs may be coming.
         """
-        return await self._calls.run(self._salvage(apply, progress))
+        return await self._calls.run(reported("salvage", lambda: self._salvage(apply, progress)))
 
     async def _salvage(self, apply: bool, progress: ProgressCallback | None) -> SalvageReport:
         await self._syncing.sync(None, progress)

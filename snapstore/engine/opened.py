@@ -108,7 +108,7 @@ class OpenedStore:
                 raise InvalidInput(f"sync_every is {_FASTEST.total_seconds():g} s or more, not {self._sync_every}")
         self._limits.attach()
         try:
-            store = await open_store(self._url, create=self._create, s3=self._s3)
+            store = await open_store(self._url, create=self._create, s3=self._s3, requesting=self._limits.requesting)
             try:
                 catalog, syncing = await self._open_catalog(store)
             except BaseException:

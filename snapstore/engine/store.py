@@ -39,7 +39,7 @@ from snapstore.model import (
     Snapshot,
     SnapshotReport,
 )
-from snapstore.operation import operation, reported
+from snapstore.operation import counted, operation, reported
 from snapstore.storage.urls import local_path
 
 T = TypeVar("T")
@@ -97,20 +97,27 @@ class SnapStore(Listing):
         )
         Excludes(request.exclude)  # a pattern that cannot be understood is found before anything is done
         writer = SnapshotWriter(self._store, self._catalog, self._limits, self._index_label, request)
-        return await self._calls.run(reported("create", request.app, writer.id, writer.write), undo=writer.undo)
+        work = reported("create", writer.write, app=request.app, snapshot_id=writer.id)
+        return await self._calls.run(work, undo=writer.undo)
 
     async def member(self, snapshot_id: str, path: str) -> Member:
         """The file ``path`` of a snapshot; of a hard link, the file that it links to. MemberNotFound, ArchiveError.
 
         Its ``size`` is how much `read` gives.
         """
-        async with self._reading(await self.get(snapshot_id)) as reader:
-            return await self._calls.run(reader.member(path))
+        snapshot = await self.get(snapshot_id)
+        async with self._reading(snapshot) as reader:
+            return await self._calls.run(self._member(snapshot, reader, path))
+
+    async def _member(self, snapshot: Snapshot, reader: ArchiveReader | ForeignReader, path: str) -> Member:
+        with operation("member", snapshot.app, snapshot.id):
+            return await reader.member(path)
 
     async def members(self, snapshot_id: str) -> AsyncGenerator[Member, None]:
         """What is in a snapshot, in the archive's order: files first, folders last. ArchiveError."""
-        async with self._reading(await self.get(snapshot_id)) as reader:
-            members = self._calls.each(reader.members())
+        snapshot = await self.get(snapshot_id)
+        async with self._reading(snapshot) as reader:
+            members = self._calls.each(counted("members", snapshot.app, snapshot.id, reader.members()))
             async with aclosing(members):
                 async for member in members:
                     yield member
@@ -125,8 +132,9 @@ class SnapStore(Listing):
         """
         if start < 0 or (size is not None and size < 0):
             raise InvalidInput("start and size are not negative")
-        async with self._reading(await self.get(snapshot_id)) as reader:
-            pieces = self._calls.each(reader.read(path, start, size))
+        snapshot = await self.get(snapshot_id)
+        async with self._reading(snapshot) as reader:
+            pieces = self._calls.each(counted("read", snapshot.app, snapshot.id, reader.read(path, start, size)))
             async with aclosing(pieces):
                 async for piece in pieces:
                     yield piece
@@ -177,7 +185,7 @@ class SnapStore(Listing):
         )
         async with self._reading(snapshot) as reader:
             work = partial(reader.restore, options, progress)
-            return await self._calls.run(reported("restore", snapshot.app, snapshot.id, work))
+            return await self._calls.run(reported("restore", work, app=snapshot.app, snapshot_id=snapshot.id))
 
     async def download_url(self, snapshot_id: str, *, expires: timedelta = timedelta(hours=1)) -> str:
         """A link to the archive, a plain ``.tar.zst``. A folder store gives ``file:///…``, which does not expire.

@@ -18,6 +18,7 @@ from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
 from snapstore.model import CheckpointReport, ProgressCallback, SyncReport
 from snapstore.objectstore import ObjectStore
+from snapstore.operation import reported
 
 log = logging.getLogger("snapstore")
 
@@ -53,11 +54,13 @@ class Syncing:
     async def _fill(self, progress: ProgressCallback | None) -> SyncReport | None:
         if await self._catalog.is_filled():
             return None
-        return await sync.rebuild(self._store, self._catalog, progress)
+        return await reported("fill", lambda: sync.rebuild(self._store, self._catalog, progress))
 
     async def sync(self, recent: timedelta | None, progress: ProgressCallback | None) -> SyncReport:
         """Shared with whoever wants the same now, in this process and in others."""
-        shared = self._shared.setdefault(recent, Shared(lambda asked: self._sync(recent, asked)))
+        shared = self._shared.setdefault(
+            recent, Shared(lambda asked: reported("sync", lambda: self._sync(recent, asked)))
+        )
         try:
             return await shared.join(progress)
         finally:
@@ -78,8 +81,11 @@ class Syncing:
             return await sync.sync(self._store, self._catalog, asked.tell, recent=recent)
 
     async def rebuild(self, archives: bool, progress: ProgressCallback | None) -> SyncReport:
+        return await reported("rebuild", lambda: self._rebuild(archives, progress))
+
+    async def _rebuild(self, archives: bool, progress: ProgressCallback | None) -> SyncReport:
         async with turn(self._catalog.path):
-            report = await self._rebuild(progress)
+            report = await self._read_anew(progress)
             await self._checkpoint_if_worth_it()
         if not archives:
             return report
@@ -90,7 +96,7 @@ class Syncing:
             log.warning("%s", problem)
         return msgspec.structs.replace(report, problems=(*report.problems, *problems), recent=found.recent)
 
-    async def _rebuild(self, progress: ProgressCallback | None) -> SyncReport:
+    async def _read_anew(self, progress: ProgressCallback | None) -> SyncReport:
         """One that was just built, because it was lost or damaged, is not built twice: a sync makes it as good."""
         filled, self._filled = self._filled, None
         if filled is None or time.monotonic() - filled[0] > _JUST_NOW:
@@ -104,6 +110,9 @@ class Syncing:
         )
 
     async def checkpoint(self, progress: ProgressCallback | None) -> CheckpointReport:
+        return await reported("checkpoint", lambda: self._checkpoint(progress))
+
+    async def _checkpoint(self, progress: ProgressCallback | None) -> CheckpointReport:
         self._filled = None
         async with turn(self._catalog.path):
             if await self._fill(progress) is None:

@@ -1,5 +1,6 @@
 """From what a user writes (a URL or a folder's path) to an open store."""
 
+import asyncio
 import os
 import re
 from urllib.parse import unquote, urlsplit
@@ -11,14 +12,21 @@ from snapstore.storage.s3.options import S3Options
 from snapstore.storage.s3.store import S3Store
 
 
-async def open_store(url: str, *, create: bool = True, s3: S3Options | None = None) -> ObjectStore:
+async def open_store(
+    url: str,
+    *,
+    create: bool = True,
+    s3: S3Options | None = None,
+    requesting: asyncio.Semaphore | None = None,
+) -> ObjectStore:
     """``s3://bucket/prefix``; or ``file:///…`` or a path: a folder, made where it is missing if ``create``.
 
-    A bucket is not asked for anything yet, and never made. InvalidInput for anything else; NotAStore for a folder of
+    A bucket is not asked for anything yet, and never made; ``requesting`` bounds the requests to all that are given the
+    same. InvalidInput for anything else; NotAStore for a folder of
     somebody else's.
     """
     if is_bucket(url):
-        return S3Store(url, s3)
+        return S3Store(url, s3, requesting)
     store = LocalStore(folder_of(url))
     try:
         await store.open(create=create)

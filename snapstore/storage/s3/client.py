@@ -48,7 +48,10 @@ class Client:
         store: str,
         options: S3Options,
         extras: Mapping[str, str],
+        requesting: asyncio.Semaphore,
     ) -> None:
+        self.requesting = requesting
+        """Held while a request has a connection; waited for outside of deadlines, as that is no fault of a server."""
         self._client = client
         self._stack = stack
         self._bucket = bucket
@@ -58,6 +61,11 @@ class Client:
 
     async def call(self, operation: str, key: str | None, **parameters: Any) -> dict[str, Any]:
         """One request, with its repetitions; ``key`` is for errors."""
+        async with self.requesting:
+            return await self.ask(operation, key, **parameters)
+
+    async def ask(self, operation: str, key: str | None, **parameters: Any) -> dict[str, Any]:
+        """`call`, by somebody who holds ``requesting``, since the answer's body is still to be read."""
         known = self._client.meta.service_model.operation_model(operation).input_shape.members
         extras = {name: value for name, value in self._extras.items() if name in known}
         method = getattr(self._client, _METHODS[operation])
@@ -178,6 +186,7 @@ async def connect(
     endpoint: str | None,
     options: S3Options,
     entries: EntriesReader,
+    requesting: asyncio.Semaphore,
 ) -> Client:
     """A client for the bucket; nothing is sent yet. Errors as `Client.call` has them."""
     session, extras, _ = configuration
@@ -196,7 +205,7 @@ async def connect(
     client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
     # Before botocore's own handler, which makes a failure of an answer that it cannot read: more wildcards come first.
     client.meta.events.register("before-parse.*.*", entries)
-    return Client(client, stack, bucket, store, options, extras)
+    return Client(client, stack, bucket, store, options, extras, requesting)
 
 
 def _config(session: AioSession, endpoint: str | None, options: S3Options) -> AioConfig:

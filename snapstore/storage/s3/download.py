@@ -43,11 +43,20 @@ class Download:
 
     async def read(self) -> bytes:
         """All of it, in memory; within the deadline of a request for so many bytes."""
-        async with self._client.deadline("GetObject", self._key, self._size), aclosing(self.pieces()) as pieces:
+        async with (
+            self._client.requesting,
+            self._client.deadline("GetObject", self._key, self._size),
+            aclosing(self._pieces()) as pieces,
+        ):
             return b"".join([piece async for piece in pieces])
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Its bytes, in pieces of at most 1 MiB."""
+        async with self._client.requesting, aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _pieces(self) -> AsyncGenerator[bytes, None]:
         failures, since = 0, self._position
         while True:
             answer = await self._ask()
@@ -87,7 +96,7 @@ class Download:
         if self.etag is not None:
             parameters["IfMatch"] = quoted(self.etag)
         try:
-            answer = await self._client.call("GetObject", self._key, **parameters)
+            answer = await self._client.ask("GetObject", self._key, **parameters)
         except (PreconditionFailed, ObjectNotFound) as error:
             if self._begun:
                 raise StorageError(f"{self._key!r} was replaced or deleted while it was read", self._key) from error

@@ -67,9 +67,13 @@ _UNITS = {"day": timedelta(days=1), "hour": timedelta(hours=1), "minute": timede
 class S3Store:
     """Keeps `ObjectStore`'s contract as far as the server does."""
 
-    def __init__(self, url: str, options: S3Options | None = None) -> None:
-        """InvalidInput where the URL or its options cannot be used; nothing is sent."""
+    def __init__(self, url: str, options: S3Options | None = None, requesting: asyncio.Semaphore | None = None) -> None:
+        """InvalidInput where the URL or its options cannot be used; nothing is sent.
+
+        ``requesting`` is held by each request, where several stores share one.
+        """
         self._location, self._options = parse(url, options)
+        self._requesting = requesting or asyncio.Semaphore(self._options.connections)
         self._endpoint = endpoint_of(self._options)
         self._workers = Workers(_THREADS, "s3")
         self._client: Client | None = None
@@ -113,6 +117,7 @@ class S3Store:
                         self._endpoint,
                         self._options,
                         EntriesReader(self._workers.run),
+                        self._requesting,
                     )
         return self._client
 
