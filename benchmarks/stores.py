@@ -24,7 +24,7 @@ class _OnStore(SnapStore):
 
     @property
     def _store(self) -> ObjectStore:
-        self._open()  # StoreClosed
+        self._held()  # StoreClosed
         return self.other
 
 

@@ -2,7 +2,7 @@
 -- whoever builds an index anew need not fetch one by one.
 
 ALTER TABLE store ADD COLUMN synced_recent INTEGER;           -- when new snapshots were last looked for, like `synced`
-ALTER TABLE store ADD COLUMN syncing INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE store ADD COLUMN syncing INTEGER NOT NULL DEFAULT 0;   -- what the sync under way has signed with, or 0
 
 -- Ids of the rows that calls of ours changed since a sync began. It has read the bucket before them, or after.
 CREATE TABLE local_change (

@@ -225,9 +225,9 @@ class SyncReport(OperationReport, frozen=True, kw_only=True):
 
     snapshots: int
     read: int
-    """Metadata objects that were read, as they were new or changed."""
+    """Metadata objects that were asked for, as they were new or changed; what checkpoints have is not counted."""
     removed: int
-    """Rows that were dropped, as their snapshots are gone."""
+    """Rows that were dropped, as their snapshots are gone; a rebuild, which starts anew, counts none."""
     problems: tuple[str, ...]
     """What could not be understood, or does not belong together, a sentence each."""
     from_checkpoints: int = 0

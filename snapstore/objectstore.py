@@ -36,7 +36,7 @@ class ObjectInfo(msgspec.Struct, frozen=True, gc=False):
     size: int
     etag: str
     modified: float
-    """Seconds since 1970, by the store's clock."""
+    """Seconds since 1970, by the store's clock; 0 where the answer to a write does not tell."""
 
 
 class Body(msgspec.Struct, frozen=True):

@@ -28,7 +28,7 @@ from snapstore.aio import Workers
 from snapstore.engine import objects, syncing
 from snapstore.engine import opened as engine
 from snapstore.errors import ObjectNotFound, PreconditionFailed
-from snapstore.index import checkpoints, sync
+from snapstore.index import checkpoints, rebuild, sync
 from snapstore.index.catalog import Catalog
 from snapstore.index.mirror import Mirror
 from snapstore.index.queries import Query
@@ -163,7 +163,7 @@ class Node:
         return await self.write()
 
     async def rebuild(self) -> Any:
-        return await sync.rebuild(self.store, self.catalog)
+        return await rebuild.rebuild(self.store, self.catalog)
 
     async def covered(self) -> tuple[int, int]:
         status = await self.catalog.status()
@@ -234,7 +234,7 @@ async def test_a_rebuild_reads_no_object_that_stands_in_a_checkpoint(tmp_path: P
         assert (await checkpoints.write(store, catalog)).written == 1
         expected = (await catalog.page(Query(), 10_000)).snapshots
         store.requests.clear()
-        report = await sync.rebuild(store, catalog)
+        report = await rebuild.rebuild(store, catalog)
         assert (report.snapshots, report.read) == (10_000, 0)
         assert store.requests["get"] == 1  # the checkpoint
         assert store.requests["list"] <= 1 + 10 + store.listings

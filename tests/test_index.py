@@ -466,6 +466,18 @@ async def test_a_cursor_survives_a_rebuild_that_orders_an_instant_anew(catalog: 
     assert {snapshot.id for snapshot in following.snapshots} >= {snapshot.id for snapshot, _ in older}
 
 
+async def test_an_iterator_of_apps_or_labels_holds_for_every_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snapstore.engine.listing._PAGE", 2)
+    now = datetime.now(UTC)
+    async with opening(tmp_path) as store:
+        for app in ("blog", "shop"):
+            await store._catalog.put([(snapshot_at(now, app=app, labels=(f"of:{app}",)), "etag") for _ in range(5)])
+        assert {one.app async for one in store.list(apps=iter(["blog"]))} == {"blog"}
+        assert {one.app async for one in store.list(labels=iter(["of:shop"]))} == {"shop"}
+
+
 async def test_removing_takes_labels_along(catalog: Catalog, tmp_path: Path) -> None:
     made = snapshot_at(datetime(2026, 1, 1, tzinfo=UTC), labels=("a:1", "b"))
     await catalog.put([(made, "etag")])

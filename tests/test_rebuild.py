@@ -21,7 +21,7 @@ from benchmarks.fleet import FleetStore, snapshot
 from benchmarks.stores import on
 from snapstore import CatalogError, CatalogMismatch, CatalogTooNew, Snapshot, SnapStore
 from snapstore.aio import Workers
-from snapstore.index import replacement, sync
+from snapstore.index import rebuild, replacement
 from snapstore.index.catalog import Catalog
 from snapstore.index.file import remember_damage
 from snapstore.index.mirror import Mirror
@@ -158,7 +158,7 @@ async def test_another_process_lists_all_the_time_that_an_index_is_rebuilt(tmp_p
 
 
 async def cancelled_at(fleet: FleetStore, catalog: Catalog, gets: int) -> None:
-    rebuilding = asyncio.create_task(sync.rebuild(fleet, catalog))
+    rebuilding = asyncio.create_task(rebuild.rebuild(fleet, catalog))
     while fleet.requests["get"] < gets:
         await asyncio.sleep(0)
     rebuilding.cancel()
@@ -190,7 +190,7 @@ async def test_an_interrupted_rebuild_is_gone_on_with_and_leaves_the_old_index_a
     assert brought == 3250, "the pieces that were read whole"
     before = set(store.read[:3250])
     store.read.clear()
-    report = await sync.rebuild(store, catalog)
+    report = await rebuild.rebuild(store, catalog)
     assert (report.snapshots, report.read) == (5000, 1750)
     assert not before.intersection(store.read)
     assert await all_of(catalog) == newest_first(5000)
@@ -215,7 +215,7 @@ async def test_a_rebuild_that_is_interrupted_again_and_again_comes_to_its_end(
     for stop in (250, 520, 830):
         await cancelled_at(store, catalog, stop)
         assert await all_of(catalog) == []
-    await sync.rebuild(store, catalog)
+    await rebuild.rebuild(store, catalog)
     assert await all_of(catalog) == newest_first(1000)
     assert store.requests["get"] <= 1000 + 3 * 4 * 100  # a page in each listing may be lost each time
 
@@ -225,7 +225,7 @@ async def test_what_went_from_the_bucket_after_an_interruption_is_not_in_the_reb
 ) -> None:
     await cancelled_at(fleet(600, listings=1), catalog, 550)
     smaller = fleet(420)
-    assert (await sync.rebuild(smaller, catalog)).snapshots == 420
+    assert (await rebuild.rebuild(smaller, catalog)).snapshots == 420
     assert await all_of(catalog) == newest_first(420)
     assert smaller.requests["get"] == 0
 
@@ -268,7 +268,7 @@ async def test_what_another_process_changes_during_a_rebuild_is_carried_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "app").mkdir()
-    fill = sync._fill
+    fill = rebuild._fill
 
     async def fill_and_wait(*args: Any) -> Any:
         """The new index is whole, and does not have what comes now."""
@@ -283,7 +283,7 @@ async def test_what_another_process_changes_during_a_rebuild_is_carried_over(
     async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db") as store:
         made = [(await store.create("blog", tmp_path / "app")).id for _ in range(4)]
         await store.rebuild()  # the first one only adds to what opening has built
-        monkeypatch.setattr(sync, "_fill", fill_and_wait)
+        monkeypatch.setattr(rebuild, "_fill", fill_and_wait)
         assert (await store.rebuild()).snapshots == 4
         gone, relabelled = made[3], made[2]
         assert {one.id async for one in store.list()} == set(made) - {gone}
@@ -348,7 +348,7 @@ async def test_the_file_stays_the_same_and_private_and_nothing_is_left_beside_it
     index = tmp_path / "index.db"
     before = index.stat()
     for count in (1500, 10):
-        await sync.rebuild(fleet(count), catalog)
+        await rebuild.rebuild(fleet(count), catalog)
         assert await all_of(catalog) == newest_first(count)
         after = index.stat()
         assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
@@ -362,7 +362,7 @@ async def test_an_index_on_another_schema_beside_it_is_thrown_away(
     await cancelled_at(fleet(300, listings=1), catalog, 250)
     with closing(sqlite3.connect(tmp_path / "index.db-rebuild")) as beside:
         beside.execute("PRAGMA user_version = 99")
-    await sync.rebuild(fleet(300), catalog)
+    await rebuild.rebuild(fleet(300), catalog)
     assert await all_of(catalog) == newest_first(300)
     assert not [name for name in names(tmp_path) if "-rebuild" in name]
 
@@ -372,7 +372,7 @@ async def test_an_index_of_another_store_beside_it_is_thrown_away(
 ) -> None:
     async with catalog_at(tmp_path / "index.db-rebuild", "file:///other", workers) as other:
         await other.put([(snapshot(9999, APPS), "etag")])
-    await sync.rebuild(fleet(10), catalog)
+    await rebuild.rebuild(fleet(10), catalog)
     assert await all_of(catalog) == newest_first(10)
     assert not [name for name in names(tmp_path) if "-rebuild" in name]
 
@@ -407,7 +407,7 @@ async def damaged_beside(catalog: Catalog, tmp_path: Path, damage: Any) -> None:
     with closing(sqlite3.connect(beside)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     beside.write_bytes(damage(beside.read_bytes()))
-    await sync.rebuild(fleet(300), catalog)
+    await rebuild.rebuild(fleet(300), catalog)
     assert await all_of(catalog) == newest_first(300)
 
 

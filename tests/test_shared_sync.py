@@ -24,6 +24,7 @@ from snapstore.engine import opened as engine
 from snapstore.engine.shared import Asked
 from snapstore.index import sync as index_sync
 from snapstore.index.catalog import Catalog
+from snapstore.index.comparison import Comparison
 from snapstore.index.lock import turn
 from snapstore.keys import METADATA_PREFIX
 from snapstore.objectstore import ObjectInfo, ObjectStore
@@ -145,7 +146,7 @@ async def test_who_comes_later_gets_a_sync_that_began_after_he_asked(
 ) -> None:
     """The one that runs has passed by already what was made since."""
     passed, go_on = asyncio.Event(), asyncio.Event()
-    compare = index_sync._Walk.compare
+    compare = Comparison.compare
 
     async def compare_late(self: Any, *args: Any) -> None:
         if not passed.is_set():
@@ -153,7 +154,7 @@ async def test_who_comes_later_gets_a_sync_that_began_after_he_asked(
             await go_on.wait()
         await compare(self, *args)
 
-    monkeypatch.setattr(index_sync._Walk, "compare", compare_late)
+    monkeypatch.setattr(Comparison, "compare", compare_late)
     first = asyncio.create_task(one.sync())
     await passed.wait()
     made = await two.create("blog", folder)

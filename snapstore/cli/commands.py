@@ -49,6 +49,16 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="A snapshot's id, a unique
 Labels = Annotated[
     list[str], typer.Option("--label", "-l", metavar="KEY:VALUE", help="A label; repeat for more.", show_default=False)
 ]
+LabelFilters = Annotated[
+    list[str],
+    typer.Option(
+        "--label",
+        "-l",
+        metavar="KEY[:VALUE]",
+        help="Only with this label, or with any of this key; of several, all must be there.",
+        show_default=False,
+    ),
+]
 Excludes = Annotated[
     list[str],
     typer.Option("--exclude", "-x", metavar="PATTERN", help="Leave out, in gitignore syntax.", show_default=False),
@@ -107,16 +117,7 @@ async def list_(
     app_names: Annotated[
         list[str], typer.Argument(metavar="[APP]...", help="Only of these applications.", show_default=False)
     ] = [],  # noqa: B006
-    label: Annotated[
-        list[str],
-        typer.Option(
-            "--label",
-            "-l",
-            metavar="KEY[:VALUE]",
-            help="Only with this label, or with any of this key; of several, all must be there.",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006
+    label: LabelFilters = [],  # noqa: B006
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Taken then or later: 2026-01-31, 2026-01-31T12:00, or 7d (ago).")
     ] = None,
@@ -173,7 +174,7 @@ def _row(snapshot: Snapshot) -> tuple[str, ...]:
 async def latest(
     session: Session,
     app_name: Annotated[str, typer.Argument(metavar="APP", help="The application's name.")],
-    label: Labels = [],  # noqa: B006
+    label: LabelFilters = [],  # noqa: B006
 ) -> None:
     """Print the id of an application's newest snapshot."""
     snapshot = await session.store.latest(app_name, labels=label)

@@ -1,6 +1,5 @@
 """The commands of the local label index."""
 
-from datetime import timedelta
 from typing import Annotated
 
 import typer
@@ -13,7 +12,8 @@ from snapstore.model import SalvageReport, SyncReport
 
 app = typer.Typer(help="The local label index: a cache of the store's metadata.", no_args_is_help=True)
 
-_READ = "what was read into the index: the next one goes on from there"
+_KEEPS = "what was read into the index: the next one goes on from there"
+_REBUILD_KEEPS = f"metadata that was written anew, and {_KEEPS}"
 
 
 @command(app, "status")
@@ -39,7 +39,7 @@ async def status(session: Session) -> None:
         session.out.say(f"{name:<10} {shown(value)}")
 
 
-@command(app, "sync", keeps=_READ)
+@command(app, "sync", keeps=_KEEPS)
 async def sync(
     session: Session,
     recent: Annotated[
@@ -47,12 +47,12 @@ async def sync(
     ] = None,
 ) -> int:
     """Bring the index up to date with the store: read what is new or changed, drop what is gone."""
-    window: timedelta | None = None if recent is None else duration(recent)
+    window = None if recent is None else duration(recent)
     with session.out.progress() as progress:
         return _tell(session, await session.store.sync(recent=window, progress=progress))
 
 
-@command(app, "rebuild", keeps=_READ)
+@command(app, "rebuild", keeps=_REBUILD_KEEPS)
 async def rebuild(
     session: Session,
     archives: Annotated[

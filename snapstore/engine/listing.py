@@ -72,12 +72,13 @@ class Listing(OpenedStore):
         """
         if limit is not None and limit < 0:
             raise InvalidInput(f"limit is 0 or more, not {limit}")
+        query = _query(apps, labels, since, until)
         if fresh:
             await self.sync()
         left = limit
         while left is None or left > 0:
             size = _PAGE if left is None else min(_PAGE, left)
-            page = await self.page(apps=apps, labels=labels, since=since, until=until, limit=size, cursor=cursor)
+            page = await self._calls.run(self._catalog.page(query, size, cursor))
             for snapshot in page.snapshots:
                 yield snapshot
             if page.cursor is None:
@@ -99,14 +100,9 @@ class Listing(OpenedStore):
         """One page of what `list` gives, with the cursor of the next, which stays right while snapshots come and go."""
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidInput(f"limit is 1 to {MAX_PAGE}, not {limit}")
-        for name, moment in (("since", since), ("until", until)):
-            if moment is not None and moment.utcoffset() is None:
-                raise InvalidInput(f"{name} has no time zone: give one, as in datetime.now(timezone.utc)")
-        if since is not None and until is not None and since > until:
-            raise InvalidInput("`since` is later than `until`: exchange them")
+        query = _query(apps, labels, since, until)
         if fresh:
             await self.sync()
-        query = Query(tuple(strings(apps, "apps")), tuple(strings(labels, "labels")), since, until)
         return await self._calls.run(self._catalog.page(query, limit, cursor))
 
     async def apps(self) -> Sequence[Count]:
@@ -128,7 +124,8 @@ class Listing(OpenedStore):
         than so long before the last sync (choose it longer than any upload takes): for services that sync every few
         seconds. Deletions and changes of older ones, and snapshots of the older system, are left to whole syncs.
 
-        Tasks and processes that want a sync of an index at once share one.
+        Tasks that want the same one at once share it. Processes that use one index share whole ones alone, and do the
+        others in turn.
         """
         if recent is not None:
             check_duration(recent, "recent")
@@ -166,3 +163,15 @@ class Listing(OpenedStore):
         Snapshots that stand in one already are left alone; superseded ones are removed after a day.
         """
         return await self._calls.run(self._syncing.checkpoint(progress))
+
+
+def _query(apps: Iterable[str], labels: Iterable[str], since: datetime | None, until: datetime | None) -> Query:
+    """Made once for all pages of a listing: an iterator can be read once."""
+    for name, moment in (("since", since), ("until", until)):
+        if moment is not None and (not isinstance(moment, datetime) or moment.utcoffset() is None):
+            raise InvalidInput(
+                f"{name} is a datetime with a time zone, as in datetime.now(timezone.utc), not {moment!r}"
+            )
+    if since is not None and until is not None and since > until:
+        raise InvalidInput("`since` is later than `until`: exchange them")
+    return Query(tuple(strings(apps, "apps")), tuple(strings(labels, "labels")), since, until)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Generator
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from weakref import WeakValueDictionary
 
 from snapstore.aio import uninterrupted
@@ -22,6 +22,12 @@ from snapstore.storage.s3.options import S3Options
 from snapstore.storage.urls import open_store
 
 _FASTEST = timedelta(seconds=1)
+
+
+class _Held(NamedTuple):
+    store: ObjectStore
+    catalog: Catalog
+    syncing: Syncing
 
 
 class OpenedStore:
@@ -49,7 +55,7 @@ class OpenedStore:
         self._s3 = s3
         self._sync_every = sync_every
         self._progress = progress
-        self._opened: tuple[ObjectStore, Catalog, Syncing] | None = None
+        self._opened: _Held | None = None
         self._calls = Calls()
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By id, the snapshots that are being changed."""
@@ -117,7 +123,7 @@ class OpenedStore:
         except BaseException:
             self._limits.detach()
             raise
-        self._opened = store, catalog, syncing
+        self._opened = _Held(store, catalog, syncing)
         self._calls = Calls()
         if self._sync_every is not None:
             syncing.start(self._sync_every)
@@ -153,12 +159,12 @@ class OpenedStore:
             await self._calls.close(grace)
             if self._opened is None:
                 return
-            (store, catalog, syncing), self._opened = self._opened, None
+            held, self._opened = self._opened, None
             try:
-                await syncing.aclose()
-                await catalog.aclose()
+                await held.syncing.aclose()
+                await held.catalog.aclose()
             finally:
-                await store.aclose()
+                await held.store.aclose()
                 self._limits.detach()
 
     @property
@@ -173,17 +179,17 @@ class OpenedStore:
 
     @property
     def _store(self) -> ObjectStore:
-        return self._open()[0]
+        return self._held().store
 
     @property
     def _catalog(self) -> Catalog:
-        return self._open()[1]
+        return self._held().catalog
 
     @property
     def _syncing(self) -> Syncing:
-        return self._open()[2]
+        return self._held().syncing
 
-    def _open(self) -> tuple[ObjectStore, Catalog, Syncing]:
+    def _held(self) -> _Held:
         if self._opened is None:
             raise StoreClosed("the store is not open: use `async with SnapStore.open(…) as store`")
         return self._opened

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import closing
-from uuid import UUID
 
 import msgspec
 
@@ -81,7 +80,7 @@ class _Salvage:
             found = await self._limits.compute.run(recover.recover, body.content)
         if found.end != place.offset:
             raise ArchiveDamaged("its table of contents does not follow its frames: some of it is lost")
-        snapshot_id = str(UUID(bytes=archive.id))
+        snapshot_id = keys.id_text(archive.id)
         if found.header.id != snapshot_id:
             raise ArchiveDamaged(f"its name says {snapshot_id}, its contents {found.header.id}")
         return Snapshot(

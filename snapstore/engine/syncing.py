@@ -12,7 +12,7 @@ import msgspec
 from snapstore.aio import drop
 from snapstore.engine.shared import Asked, Shared
 from snapstore.errors import SnapstoreError, StorageError
-from snapstore.index import checkpoints, sync
+from snapstore.index import checkpoints, rebuild, sync
 from snapstore.index.archives import Archives
 from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
@@ -54,7 +54,7 @@ class Syncing:
     async def _fill(self, progress: ProgressCallback | None) -> SyncReport | None:
         if await self._catalog.is_filled():
             return None
-        return await reported("fill", lambda: sync.rebuild(self._store, self._catalog, progress))
+        return await reported("fill", lambda: rebuild.rebuild(self._store, self._catalog, progress))
 
     async def sync(self, recent: timedelta | None, progress: ProgressCallback | None) -> SyncReport:
         """Shared with whoever wants the same now, in this process and in others."""
@@ -100,7 +100,7 @@ class Syncing:
         """One that was just built, because it was lost or damaged, is not built twice: a sync makes it as good."""
         filled, self._filled = self._filled, None
         if filled is None or time.monotonic() - filled[0] > _JUST_NOW:
-            return await sync.rebuild(self._store, self._catalog, progress)
+            return await rebuild.rebuild(self._store, self._catalog, progress)
         before, since = filled[1], await sync.sync(self._store, self._catalog, progress)
         return msgspec.structs.replace(
             since,

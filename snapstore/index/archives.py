@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing, closing
 from typing import NamedTuple
-from uuid import UUID
 
 from snapstore import keys
 from snapstore.aio import run_all
 from snapstore.errors import ObjectNotFound
 from snapstore.index import file
 from snapstore.index.catalog import Catalog
+from snapstore.index.walk import PAGE
 from snapstore.model import Progress, ProgressCallback, Snapshot
 from snapstore.objectstore import ObjectInfo, ObjectStore
 
@@ -72,7 +72,7 @@ class Archives:
             return []
         # By what archives' names begin with: the colon comes after some of what an app's name may go on with.
         counts = sorted((f"{keys.encode(count.name)}:", count.snapshots) for count in await self._catalog.apps())
-        step = max(1000, -(-sum(count for _, count in counts) // self._store.listings))
+        step = max(PAGE, -(-sum(count for _, count in counts) // self._store.listings))
         edges, passed = [], 0
         for name, count in counts:
             if passed + count >= step:
@@ -113,7 +113,7 @@ class Archives:
             self._progress(Progress("archives", self._listed, 0, 0, 0))
 
     async def _compare(self, found: Sequence[Archive]) -> None:
-        known = await self._catalog.which({archive.id for archive in found})
+        known = await self._catalog.those_read({archive.id for archive in found})
         limit = time.time() - GRACE
         for archive in found:
             parts = archive.info.key.count(":") + 1
@@ -148,7 +148,7 @@ class Archives:
 
         async def ask(archive: Archive) -> None:
             try:
-                await self._store.head(keys.metadata_key(str(UUID(bytes=archive.id))))
+                await self._store.head(keys.metadata_key(keys.id_text(archive.id)))
             except ObjectNotFound:
                 found.append(archive)
 
@@ -159,7 +159,7 @@ class Archives:
         found: list[str] = []
 
         async def ask(snapshot_id: bytes) -> None:
-            snapshot = await self._catalog.find(snapshot_id.hex())
+            snapshot = await self._catalog.find(keys.id_text(snapshot_id))
             if snapshot is not None and not await self._is_there(snapshot):
                 key = keys.metadata_key(snapshot.id)
                 found.append(f"{key}: the archive of this snapshot is not in the store: it cannot be restored")

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Collection, Iterable, Sequence
-from uuid import UUID
 
 from aiosqlite import Connection
 
@@ -13,6 +12,7 @@ from snapstore.index.database import Database, Incomplete
 from snapstore.index.lock import turn, when_free
 from snapstore.index.mirror import Mirror
 from snapstore.index.queries import COLUMNS, SELECT, Query, page_statement, rarity_statement
+from snapstore.keys import id_text
 from snapstore.model import Count, IndexStatus, Page, Snapshot
 
 _ONE = f"SELECT {COLUMNS} FROM snapshot s JOIN app a USING (app) WHERE s.id = ?"
@@ -77,10 +77,10 @@ class Catalog:
         sql = f"{SELECT} WHERE s.id BETWEEN ? AND ? ORDER BY s.id LIMIT 4"
         found = await self.database.fetch(sql, [first, last])
         if len(found) > 1:
-            raise AmbiguousId(prefix, [str(UUID(bytes=row[1])) for row in found])
+            raise AmbiguousId(prefix, [id_text(row[1]) for row in found])
         return rows.unpack(found[0][1:]) if found else None
 
-    async def which(self, ids: Collection[bytes]) -> set[bytes]:
+    async def those_read(self, ids: Collection[bytes]) -> set[bytes]:
         """Those of these ids whose metadata it has read, be it that this could not be understood."""
         places = ", ".join("?" * len(ids))
         sql = f"SELECT id FROM snapshot WHERE id IN ({places}) UNION ALL SELECT id FROM problem WHERE id IN ({places})"

@@ -138,8 +138,8 @@ class _Writer:
         file = _File()
         after = b""
         while found := await self.coverage.rows(merged, after, _BATCH):
-            after = found[-1][0]
-            for copy in await self._copies([(snapshot, etag) for _, snapshot, etag in found]):
+            after = id_bytes(found[-1][0].id)
+            for copy in await self._copies(found):
                 file.add(copy)
                 if len(file.etags) == ROWS:
                     await self._put(file)
@@ -150,8 +150,8 @@ class _Writer:
 
     async def _copies(self, found: Sequence[tuple[Snapshot, str]]) -> Sequence[_Copy]:
         """The metadata objects of these, byte by byte: made here where that is certain, else read."""
-        copies = dict(await self._catalog.workers.run(_made, found))
-        missing = [(metadata_key(snapshot.id), etag) for snapshot, etag in found]
+        copies = await self._catalog.workers.run(_made, found)
+        objects = [(metadata_key(snapshot.id), etag) for snapshot, etag in found]
 
         async def fetch(key: str, etag: str) -> None:
             try:
@@ -161,16 +161,16 @@ class _Writer:
             if body.etag == etag:
                 copies[key] = (key, etag, body.content.decode())
 
-        wanted = [(key, etag) for key, etag in missing if key not in copies]
+        wanted = [(key, etag) for key, etag in objects if key not in copies]
         self.read += len(wanted)
         await run_all((fetch(key, etag) for key, etag in wanted), at_once=_AT_ONCE)
-        return [copies[key] for key, _ in missing if key in copies]
+        return [copies[key] for key, _ in objects if key in copies]
 
     async def _put(self, file: "_File") -> None:
         name, content = await self._catalog.workers.run(file.finish)
         info = await self._store.put(name, content)
         self._now = info.modified or self._now
-        number = await self.coverage.add(name, info.modified or self._now)
+        number = await self.coverage.add(name, self._now)
         for start in range(0, len(file.etags), _BATCH):
             await self.coverage.cover(number, file.etags[start : start + _BATCH])
         await self.coverage.complete(number, len(file.etags))
@@ -232,14 +232,14 @@ class _File:
         return CHECKPOINT_PREFIX + blake3(content).hexdigest(), content
 
 
-def _made(found: Iterable[tuple[Snapshot, str]]) -> Iterable[tuple[str, _Copy]]:
-    """Copies of those whose objects can only be what we would write: where an ETag is an MD5, and ours is the same."""
-    made = []
+def _made(found: Iterable[tuple[Snapshot, str]]) -> dict[str, _Copy]:
+    """By key, those whose objects can only be what we would write: where an ETag is an MD5, and ours is the same."""
+    made: dict[str, _Copy] = {}
     for snapshot, etag in found:
         body = metadata.encode(snapshot)
         if hashlib.md5(body, usedforsecurity=False).hexdigest() == etag:
             key = metadata_key(snapshot.id)
-            made.append((key, (key, etag, body.decode())))
+            made[key] = (key, etag, body.decode())
     return made
 
 

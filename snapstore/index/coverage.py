@@ -80,15 +80,15 @@ class Coverage:
         """How many rows belong to each checkpoint, and (None) to none."""
         return dict(await self._database.scan("SELECT checkpoint, count(*) FROM snapshot GROUP BY checkpoint"))
 
-    async def rows(self, numbers: Collection[int], after: bytes, limit: int) -> Sequence[tuple[bytes, Snapshot, str]]:
-        """Id, snapshot and ETag of rows of these checkpoints, and of none, by id, from the first after ``after``."""
+    async def rows(self, numbers: Collection[int], after: bytes, limit: int) -> Sequence[tuple[Snapshot, str]]:
+        """Snapshot and ETag of rows of these checkpoints, and of none, by id, from the first after ``after``."""
         places = ", ".join("?" * len(numbers))
         found = await self._database.scan(
             "SELECT s.id, a.name, s.detail, s.etag FROM snapshot s JOIN app a USING (app)"
             f" WHERE s.id > ? AND (s.checkpoint IS NULL OR s.checkpoint IN ({places})) ORDER BY s.id LIMIT ?",
             [after, *numbers, limit],
         )
-        return [(row[0], rows.unpack(row[:3]), row[3]) for row in found]
+        return [(rows.unpack(row[:3]), row[3]) for row in found]
 
 
 _COVER = """

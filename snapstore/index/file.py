@@ -25,8 +25,8 @@ _LOCKED_SECONDS = 0.5
 """Of those, how long a thread waits at a time."""
 _OTHER_FILE = "move it away, or give another file (index=, --index, SNAPSTORE_INDEX)"
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-COMPANIONS = ("", "-wal", "-shm")
-"""What SQLite keeps beside an index."""
+_SUFFIXES = ("", "-wal", "-shm")
+"""The files of an index: itself, and what SQLite keeps beside it."""
 _ENDS = (
     ("snapshot", ("position", "id", "app")),
     ("snapshot_label", ("label", "position")),
@@ -142,7 +142,7 @@ def _mark(path: str) -> str:
 
 def _move_aside(path: str) -> str:
     aside = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-    for suffix in COMPANIONS:
+    for suffix in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             os.rename(path + suffix, aside + suffix)
     with contextlib.suppress(FileNotFoundError):
@@ -191,12 +191,12 @@ def _check_ours(connection: sqlite3.Connection, path: str) -> None:
 
 def size(path: str) -> int:
     """Bytes of an index, with what SQLite keeps beside it."""
-    return sum(os.path.getsize(file) for suffix in COMPANIONS if os.path.exists(file := path + suffix))
+    return sum(os.path.getsize(file) for suffix in _SUFFIXES if os.path.exists(file := path + suffix))
 
 
 def remove(path: str) -> None:
     """An index with all that belongs to it, where it is there."""
-    for suffix in COMPANIONS:
+    for suffix in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path + suffix)
     with contextlib.suppress(FileNotFoundError):

@@ -5,12 +5,14 @@ noted (`changes.note`), and what a sync has read of that snapshot is not written
 """
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence, Set
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import NamedTuple
 
 from aiosqlite import Connection
 
+from snapstore.aio import uninterrupted
 from snapstore.errors import CatalogError
 from snapstore.index import changes, rows
 from snapstore.index.database import Database
@@ -40,6 +42,10 @@ class Known(NamedTuple):
     mark: int
     """The last change of calls of ours that is in it."""
 
+    def listed(self) -> Set[bytes]:
+        """Those that have a row."""
+        return self.etags.keys() - self.problems
+
 
 class Problem(NamedTuple):
     """A metadata object that could not be understood."""
@@ -61,9 +67,20 @@ class Mirror:
         self.logged: set[str] = set()
         """Objects that lie where metadata belongs and have no id's name, which were logged once."""
 
-    async def begin(self) -> None:
-        """From now on, changes that calls make are noted."""
+    @asynccontextmanager
+    async def noting(self) -> AsyncIterator[None]:
+        """Within it, changes that calls make are noted, and the file is signed: only so can anything be written."""
+        await self.begin()
+        try:
+            yield
+        except BaseException:
+            # An error here matters less than what brought us here: the next sync begins by forgetting what was noted.
+            with suppress(CatalogError):
+                await uninterrupted(self._end())
+            raise
+        await uninterrupted(self._end())
 
+    async def begin(self) -> None:
         self._sync = sync = 1 + secrets.randbits(62)
 
         async def change(connection: Connection) -> None:
@@ -72,7 +89,7 @@ class Mirror:
 
         await self._database.change(change)
 
-    async def end(self) -> None:
+    async def _end(self) -> None:
         async def change(connection: Connection) -> None:
             await self._check(connection)
             await connection.execute("UPDATE store SET syncing = 0")
@@ -136,6 +153,11 @@ class Mirror:
         await self._database.change(change)
         seen = {row.id for row in found} | {problem.id for problem in problems} | gone
         return [snapshot_id for snapshot_id in left_out if snapshot_id in seen]
+
+    async def mark(self) -> int:
+        """The last change of calls of ours."""
+        [(mark,)] = await self._database.scan("SELECT coalesce(max(change), 0) FROM local_change")
+        return int(mark)
 
     async def noted(self) -> Sequence[bytes]:
         """The snapshots that calls of ours have changed since `begin`."""

@@ -63,17 +63,15 @@ def page_statement(query: Query, after: tuple[int, bytes] | None, rarity: Rarity
 def _one_listing(query: Query, after: tuple[int, bytes] | None, app: str | None, rarity: Rarity) -> Statement:
     labels = sorted(dict.fromkeys(query.labels), key=lambda label: rarity.get(f"l{label}", ENOUGH))
     by_app = app is not None and (not labels or rarity.get(f"a{app}", 0) < rarity.get(f"l{labels[0]}", ENOUGH))
-    tables = [f"snapshot_label l{number}" for number in range(len(labels))]
-    tables.insert(0 if by_app else len(tables), "snapshot s")
-    driver = tables[0].split()[1]
+    names = [f"l{number}" for number in range(len(labels))]
+    names.insert(0 if by_app else len(names), "s")
+    driver, *others = names
     conditions: list[str] = []
     values: list[Any] = []
     for number, label in enumerate(labels):
         conditions.append(f"l{number}.label = (SELECT label FROM label WHERE name = ?)")
         values.append(_checked(label))
-    conditions += [
-        f"{name}.position = {driver}.position" for name in (table.split()[1] for table in tables) if name != driver
-    ]
+    conditions += [f"{name}.position = {driver}.position" for name in others]
     conditions.append("a.app = s.app")
     if app is not None:
         conditions.append("s.app = (SELECT app FROM app WHERE name = ?)")
@@ -89,6 +87,7 @@ def _one_listing(query: Query, after: tuple[int, bytes] | None, app: str | None,
         conditions.append(f"{driver}.position < coalesce((SELECT position FROM snapshot WHERE id = ?), ?)")
         values += [after[1], after[0]]
     # CROSS JOIN keeps the order of the tables: that of their time, which a cleverer plan would have to sort by.
+    tables = ["snapshot s" if name == "s" else f"snapshot_label {name}" for name in names]
     joined = " CROSS JOIN ".join([*tables, "app a"])
     return f"SELECT {driver}.position, {COLUMNS} FROM {joined} WHERE {' AND '.join(conditions)}", values
 

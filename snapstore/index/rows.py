@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 from snapstore.errors import InvalidInput
-from snapstore.keys import archive_prefix, split_label
+from snapstore.keys import archive_prefix, id_bytes, id_text, split_label
 from snapstore.model import Extent, Snapshot
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -75,14 +75,14 @@ def pack(snapshot: Snapshot, etag: str) -> Row:
         toc_offset=snapshot.toc.offset if snapshot.toc else None,
         toc_size=snapshot.toc.size if snapshot.toc else None,
         root=bytes.fromhex(snapshot.root) if snapshot.root else None,
-        base=UUID(snapshot.base).bytes if snapshot.base else None,
+        base=id_bytes(snapshot.base) if snapshot.base else None,
         reused=snapshot.reused,
         warnings=snapshot.warnings,
         revision=snapshot.revision,
         format=snapshot.format,
     )
     labels = frozenset(name for label in snapshot.labels for name in _names(label))
-    return Row(created, UUID(snapshot.id).bytes, snapshot.app, etag, _encoder.encode(detail), labels)
+    return Row(created, id_bytes(snapshot.id), snapshot.app, etag, _encoder.encode(detail), labels)
 
 
 def _names(label: str) -> tuple[str, str]:
@@ -94,8 +94,7 @@ def unpack(row: Any) -> Snapshot:
     """The snapshot of a row of id, app and detail."""
     raw_id, app, packed = row
     detail = _decoder.decode(packed)
-    digits = raw_id.hex()  # a third of the time of UUID's own
-    snapshot_id = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    snapshot_id = id_text(raw_id)
     toc = None
     if detail.toc_offset is not None and detail.toc_size is not None:
         toc = Extent(detail.toc_offset, detail.toc_size)
@@ -110,7 +109,7 @@ def unpack(row: Any) -> Snapshot:
         entries=detail.entries,
         toc=toc,
         root=detail.root.hex() if detail.root else None,
-        base=str(UUID(bytes=detail.base)) if detail.base else None,
+        base=id_text(detail.base) if detail.base else None,
         reused=detail.reused,
         warnings=detail.warnings,
         revision=detail.revision,

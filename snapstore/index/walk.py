@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
-from uuid import UUID
 
 from snapstore.aio import run_all
-from snapstore.keys import METADATA_PREFIX, canonical_id, id_bytes, metadata_key
+from snapstore.keys import METADATA_PREFIX, canonical_id, id_bytes, id_text, metadata_key
 from snapstore.objectstore import ObjectInfo, ObjectStore
 
 PAGE = 1000
+"""Objects on one page of a listing (S3 gives no more), and so what one request costs."""
 _WORTH_DIVIDING = 4 * PAGE
 _IDS = 1 << 128
 
@@ -73,10 +73,10 @@ class _Walker:
             await self._list(span)
 
     async def _list(self, span: Span) -> None:
-        start = metadata_key(_text(span.after)) if span.after else ""
+        start = metadata_key(id_text(span.after)) if span.after else ""
         async with aclosing(self._store.list(METADATA_PREFIX, start_after=start)) as pages:
             async for page in pages:
-                end = None if span.upto is None else metadata_key(_text(span.upto))
+                end = None if span.upto is None else metadata_key(id_text(span.upto))
                 inside = [info for info in page if end is None or info.key <= end]
                 if page and end is not None and page[-1].key >= end:
                     await self._handle(span, inside)
@@ -106,10 +106,6 @@ def id_of(info: ObjectInfo) -> bytes | None:
     """The id in the name of a metadata object, where it is one."""
     name = info.key.removeprefix(METADATA_PREFIX)
     return id_bytes(name) if canonical_id(name) == name else None
-
-
-def _text(snapshot_id: bytes) -> str:
-    return str(UUID(bytes=snapshot_id))
 
 
 def _distance(after: bytes, upto: bytes) -> int:
