@@ -227,7 +227,7 @@ class SyncReport(OperationReport, frozen=True, kw_only=True):
     read: int
     """Metadata objects that were asked for, as they were new or changed; what checkpoints have is not counted."""
     removed: int
-    """Rows that were dropped, as their snapshots are gone; a rebuild, which starts anew, counts none."""
+    """Rows that were dropped, as their snapshots are gone; of a rebuild, those of the old index alone."""
     problems: tuple[str, ...]
     """What could not be understood, or does not belong together, a sentence each."""
     from_checkpoints: int = 0

@@ -13,7 +13,7 @@ import pytest
 
 from snapstore import CatalogBusy, CatalogError, SnapshotNotFound, SnapStore
 from snapstore.aio import Workers
-from snapstore.index import file, mirror
+from snapstore.index import damage, file, mirror
 from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
 from snapstore.keys import METADATA_PREFIX, id_bytes
@@ -139,7 +139,7 @@ async def test_a_deleted_index_is_not_made_anew_by_those_that_had_it_open(tmp_pa
 async def test_who_waits_to_open_a_damaged_index_can_be_cancelled(tmp_path: Path, app: Path) -> None:
     async with opening(tmp_path) as one:
         made = await one.create("blog", app)
-    file.remember_damage(str(tmp_path / "index.db"))
+    damage.remember(str(tmp_path / "index.db"))
     async with turn(str(tmp_path / "index.db")):
         waiting = [asyncio.create_task(enter(opening(tmp_path))) for _ in range(12)]
         await asyncio.sleep(0.2)

@@ -5,9 +5,11 @@ Readers of other processes go on; what calls changed meanwhile is carried over; 
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -21,9 +23,8 @@ from benchmarks.fleet import FleetStore, snapshot
 from benchmarks.stores import on
 from snapstore import CatalogError, CatalogMismatch, CatalogTooNew, Snapshot, SnapStore
 from snapstore.aio import Workers
-from snapstore.index import rebuild, replacement
+from snapstore.index import damage, rebuild, replacement
 from snapstore.index.catalog import Catalog
-from snapstore.index.file import remember_damage
 from snapstore.index.mirror import Mirror
 from snapstore.index.queries import Query, page_statement, rarity_statement
 from snapstore.keys import id_bytes
@@ -62,6 +63,10 @@ async def all_of(catalog: Catalog) -> list[Snapshot]:
 
 def newest_first(count: int) -> list[Snapshot]:
     return [snapshot(number, APPS) for number in reversed(range(count))]
+
+
+async def replaced(index: Path, by: Path, workers: Workers) -> None:
+    await workers.run(replacement.replace, str(index), str(by), lambda _: None, threading.Event())
 
 
 READER = """
@@ -116,7 +121,9 @@ async def test_readers_of_other_processes_meet_the_old_state_or_the_new_one_and_
         for version in range(1, 6):
             async with catalog_at(tmp_path / "beside.db", "file:///x", workers) as beside:
                 await beside.put(of(version))
-            await workers.run(replacement.replace, str(index), str(tmp_path / "beside.db"), lambda _: None)
+            await workers.run(
+                replacement.replace, str(index), str(tmp_path / "beside.db"), lambda _: None, threading.Event()
+            )
             assert {one.labels for one in await all_of(catalog)} == {("x", f"version:{version}")}
         (tmp_path / "index.db-stop").touch()
         for reader in readers:
@@ -195,6 +202,17 @@ async def test_an_interrupted_rebuild_is_gone_on_with_and_leaves_the_old_index_a
     assert not before.intersection(store.read)
     assert await all_of(catalog) == newest_first(5000)
     assert not [name for name in names(tmp_path) if "-rebuild" in name]
+
+
+async def test_a_rebuild_tells_how_many_rows_were_of_snapshots_that_are_gone(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db") as store:
+        made = [await store.create("blog", tmp_path / "app") for _ in range(3)]
+        for snapshot in made[:2]:
+            (tmp_path / "store" / "_metadata" / snapshot.id).unlink()
+        report = await store.rebuild()
+        assert (report.snapshots, report.removed) == (1, 2)
+        assert (await store.rebuild()).removed == 0
 
 
 async def test_an_index_that_was_lost_is_built_once_by_a_rebuild(tmp_path: Path) -> None:
@@ -311,7 +329,7 @@ async def carried(tmp_path: Path, workers: Workers, *, same_time: bool, order: i
         came = Snapshot(id=str(uuid.uuid4()), app="came", created_at=start, labels=("b",))
         await old.put([(came, "after")])
         await new.aclose()
-        await workers.run(replacement.replace, str(tmp_path / "index.db"), str(tmp_path / "new.db"), lambda _: None)
+        await replaced(tmp_path / "index.db", tmp_path / "new.db", workers)
         found = {one.id: (one.app, one.labels) for one in await all_of(old)}
         assert found == {
             made[0].id: ("renamed", ("a:1",)),
@@ -454,7 +472,7 @@ async def test_a_process_that_has_a_damaged_index_open_goes_over_to_the_new_one(
     (tmp_path / "app").mkdir()
     async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db") as store:
         made = [(await store.create("blog", tmp_path / "app")).id]
-        remember_damage(store.index)  # somebody met it in use
+        damage.remember(store.index)  # somebody met it in use
         async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db") as other:
             assert list(tmp_path.glob("index.db.damaged-*"))
             made.insert(0, (await store.create("blog", tmp_path / "app")).id)
@@ -546,3 +564,55 @@ async def test_an_index_may_have_any_name(tmp_path: Path, name: str) -> None:
         assert (report.snapshots, report.problems) == (1, ())
         assert [one.id async for one in store.list()] == [made.id]
     assert names(index.parent) == [name, f"{name}-lock"]
+
+
+async def test_thousands_of_one_instant_are_put_as_those_of_many_are(tmp_path: Path, workers: Workers) -> None:
+    """As the older system's are, which knows seconds alone; counted in steps of SQLite's machine."""
+    start, steps = datetime(2026, 1, 1, tzinfo=UTC), []
+    for name, apart in (("many", timedelta(seconds=1)), ("one", timedelta())):
+        made = [Snapshot(id=str(uuid.uuid4()), app="blog", created_at=start + number * apart) for number in range(4000)]
+        async with catalog_at(tmp_path / f"{name}.db", "file:///x", workers) as catalog:
+            await catalog.put([(made[0], "etag")])
+            connection = catalog.database._writer
+            assert connection is not None
+            thousands = 0
+
+            def count() -> int:
+                nonlocal thousands
+                thousands += 1
+                return 0
+
+            await connection.set_progress_handler(count, 1000)
+            for first in range(0, len(made), 500):
+                await catalog.put([(one, "etag") for one in made[first : first + 500]])
+            steps.append(thousands)
+            assert len(await all_of(catalog)) == len(made)
+            found = [one.id async for one in _paged(catalog)]
+            assert len(found) == len(set(found)) == len(made)
+            positions = look(tmp_path / f"{name}.db", "SELECT max(position) - min(position) FROM snapshot")[0][0]
+            assert positions < 1_000_000 or apart
+    assert steps[1] < 10 * steps[0]  # to walk past all that are there took two hundred times as many
+
+
+async def _paged(catalog: Catalog) -> AsyncIterator[Snapshot]:
+    cursor = None
+    while True:
+        page = await catalog.page(Query(), 300, cursor)
+        for one in page.snapshots:
+            yield one
+        if (cursor := page.cursor) is None:
+            return
+
+
+async def test_what_an_abandoned_rebuild_has_left_goes_with_a_later_sync(tmp_path: Path) -> None:
+    fleet = Remembering(10)
+    async with on(fleet, tmp_path) as store:
+        left = Path(f"{store.index}-rebuild")
+        left.write_text("left behind")
+        await store.sync()
+        assert left.exists()
+        os.utime(left, (0, 0))
+        await store.sync(recent=timedelta(hours=1))
+        assert left.exists()
+        await store.sync()
+        assert not left.exists()

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,20 @@ async def test_a_recent_sync_of_another_process_does_not_spare_a_whole_one(
         await settled()
     await asyncio.gather(recent, whole)
     assert counted[0].asked["list"] == 2
+
+
+async def test_a_recent_sync_of_another_process_spares_one_of_its_window_or_a_smaller(
+    one: SnapStore, beside: SnapStore, counted: list[Counted], tmp_path: Path
+) -> None:
+    for window, asks in ((HOUR, 0), (HOUR / 2, 0), (HOUR * 2, 1)):
+        asked = Asked()
+        made = begun(tmp_path, hours=window / HOUR * 0.9)
+        await beside.sync(recent=max(window, HOUR) if not asks else HOUR)
+        before = counted[0].asked["list"]
+        report = await one._syncing._sync(window, asked)
+        assert counted[0].asked["list"] - before == asks
+        assert made in await ids(one)
+        assert report.snapshots == (len(await ids(one)) if not asks else 3)
 
 
 async def test_a_sync_of_a_small_window_does_not_spare_one_of_a_large_window(
@@ -486,6 +500,25 @@ async def test_a_store_follows_what_other_nodes_do(
     assert asyncio.all_tasks() == {asyncio.current_task()}, "it ended with the store"
 
 
+async def test_of_processes_that_follow_with_one_index_one_asks_for_all(
+    tmp_path: Path, folder: Path, counted: list[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_FASTEST", timedelta(0))
+    every = timedelta(milliseconds=300)
+    async with AsyncExitStack() as opened:
+        stores = [await opened.enter_async_context(opening(tmp_path, sync_every=every)) for _ in range(4)]
+        other = await opened.enter_async_context(opening(tmp_path, "two.db"))
+        began, before = time.monotonic(), sum(each.asked["list"] for each in counted)
+        made = await other.create("blog", folder)
+        async with asyncio.timeout(20):
+            while await ids(stores[3]) != [made.id]:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(10 * every.total_seconds())
+        turns = (time.monotonic() - began) / every.total_seconds()
+        lists = sum(each.asked["list"] for each in counted) - before
+    assert turns / 2 <= lists <= turns * 1.5 + 2
+
+
 async def test_the_first_is_whole_and_so_is_one_an_hour(
     tmp_path: Path, folder: Path, fast: timedelta, counted: list[Counted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,8 +532,8 @@ async def test_the_first_is_whole_and_so_is_one_an_hour(
         lists = counted[-1].asked["list"]
         await until(lambda: counted[-1].asked["list"] > lists + 3)
         assert await ids(one) == [made], "those in between look for new ones alone"
-        monotonic = time.monotonic
-        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 3600)
+        with closing(sqlite3.connect(one.index, isolation_level=None)) as index:
+            index.execute("UPDATE store SET synced = synced - 3600 * 1000000")
         async with asyncio.timeout(20):
             while set(await ids(one)) != {made, later}:
                 await asyncio.sleep(0.005)

@@ -1,5 +1,6 @@
 """sync: the index is made equal to the bucket, by reading what is new or changed and nothing else."""
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -10,6 +11,7 @@ import pytest
 
 from snapstore import InvalidInput, SnapStore, StorageError
 from snapstore.engine import opened as engine
+from snapstore.index.comparison import Comparison
 from snapstore.objectstore import ObjectInfo, ObjectStore
 from snapstore.storage.urls import open_store
 from tests.places import wrapped
@@ -123,6 +125,36 @@ async def test_a_snapshot_that_was_made_after_the_listing_is_not_taken_for_gone(
     watched[0].after_listing = make
     assert (await one.sync()).removed == 0
     assert await ids(one) == made[::-1]
+
+
+async def test_a_row_that_comes_long_after_its_call_changed_the_bucket_is_looked_at_again(
+    nodes: tuple[SnapStore, SnapStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node has changed it since, and our sync has read that already."""
+    one, other = nodes
+    before = set(await ids(one))
+    put, go_on = one._catalog.put, asyncio.Event()
+
+    async def put_late(entries: Any) -> None:
+        await go_on.wait()
+        await put(entries)
+
+    monkeypatch.setattr(one._catalog, "put", put_late)
+    creating = asyncio.create_task(one.create("blog", tmp_path / "app"))
+    while not (new := set(await ids(other)) - before):
+        await other.sync()
+    (made,) = new
+    await other.relabel(made, add=["changed:yes"])
+    look_again = Comparison.look_again
+
+    async def let_it_come(comparison: Comparison) -> None:
+        go_on.set()
+        await creating
+        await look_again(comparison)
+
+    monkeypatch.setattr(Comparison, "look_again", let_it_come)
+    await one.sync()
+    assert (await one.get(made)).labels == ("changed:yes",)
 
 
 async def test_a_sync_that_was_cut_off_goes_on(

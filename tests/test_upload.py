@@ -407,7 +407,7 @@ async def test_a_snapshot_asks_for_the_memory_of_the_parts_that_it_sends(store: 
     writer = SnapshotWriter(store, None, Limits(threads=4), None, request)  # type: ignore[arg-type]
 
     def asked(size: int) -> int:
-        return writer._memory(Plan([], {}, [], size, 0, []))
+        return writer._memory(Plan([], {}, [], size, 0, [], []))
 
     frames = 7 * FRAME
     assert asked(GIB) == frames + 4 * store.part_size

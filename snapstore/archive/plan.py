@@ -8,7 +8,7 @@ that no frame is cut short in between.
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 import msgspec
@@ -31,6 +31,8 @@ class Plan(NamedTuple):
     """Symbolic links, FIFOs and devices, then folders, in the archive's order."""
     content_size: int
     sockets: int
+    left_out: list[str]
+    """Paths of what was not to be opened."""
     problems: list[Problem]
 
     @property
@@ -43,14 +45,16 @@ def make_plan(
     excludes: Excludes,
     *,
     on_error: OnError = "fail",
+    leave_out: Container[tuple[int, int]] = (),
     step: Callable[[int], None] = lambda found: None,
 ) -> Plan:
-    """Walk ``source``. ``step`` is told once a folder how many members were found; it may raise to end the walk.
+    """Walk ``source``, but for files of these devices and inodes. ``step`` is told once a folder how many members were
+    found; it may raise to end the walk.
 
     SourceUnreadable for a folder that cannot be listed, unless ``on_error`` is ``"skip"``: then it is among the
     problems.
     """
-    walk = _Walk(source, excludes, on_error)
+    walk = _Walk(source, excludes, on_error, leave_out)
     pending = [""]
     while pending:
         step(walk.found)
@@ -59,10 +63,14 @@ def make_plan(
 
 
 class _Walk:
-    def __init__(self, source: Source, excludes: Excludes, on_error: OnError) -> None:
+    def __init__(
+        self, source: Source, excludes: Excludes, on_error: OnError, leave_out: Container[tuple[int, int]]
+    ) -> None:
         self._source = source
         self._excludes = excludes
         self._on_error = on_error
+        self._leave_out = leave_out
+        self._left_out: list[str] = []
         kinds: tuple[MemberType, ...] = ("f", "l", "p", "c", "b", "d")
         self._members: dict[MemberType, list[Member]] = {kind: [] for kind in kinds}
         self._linked: dict[tuple[int, int], list[Member]] = {}
@@ -107,6 +115,9 @@ class _Walk:
         if kind is None:
             self._sockets += 1
             return
+        if self._leave_out and (status.st_dev, status.st_ino) in self._leave_out:
+            self._left_out.append(path)
+            return
         link = to_text(os.readlink(os.fsencode(name), dir_fd=descriptor)) if kind == "l" else ""
         member = member_of(path, kind, status, link=link)
         self.found += 1
@@ -142,6 +153,7 @@ class _Walk:
             others=others + folders,
             content_size=sum(member.size for member in files),
             sockets=self._sockets,
+            left_out=self._left_out,
             problems=self._problems,
         )
 

@@ -1,7 +1,10 @@
 """What a store answers from its index alone, and how the index is kept equal to the store."""
 
+import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import datetime, timedelta
+
+import msgspec
 
 from snapstore.engine import salvage
 from snapstore.engine.arguments import check_duration, strings
@@ -124,8 +127,7 @@ class Listing(OpenedStore):
         than so long before the last sync (choose it longer than any upload takes): for services that sync every few
         seconds. Deletions and changes of older ones, and snapshots of the older system, are left to whole syncs.
 
-        Tasks that want the same one at once share it. Processes that use one index share whole ones alone, and do the
-        others in turn.
+        Tasks and processes that want a sync of an index at once share one.
         """
         if recent is not None:
             check_duration(recent, "recent")
@@ -151,11 +153,12 @@ class Listing(OpenedStore):
         return await self._calls.run(reported("salvage", lambda: self._salvage(apply, progress)))
 
     async def _salvage(self, apply: bool, progress: ProgressCallback | None) -> SalvageReport:
+        started = time.monotonic()
         await self._syncing.sync(None, progress)
         report = await salvage.salvage(self._store, self._catalog, self._limits, apply=apply, progress=progress)
         if apply:
             await self._syncing.sync(None, None)  # what another one has brought back at the same time
-        return report
+        return msgspec.structs.replace(report, seconds=time.monotonic() - started)
 
     async def checkpoint(self, *, progress: ProgressCallback | None = None) -> CheckpointReport:
         """Sync, then write checkpoints into the store: copies of metadata from which an index is rebuilt quickly.

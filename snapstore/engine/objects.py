@@ -53,7 +53,9 @@ async def _delete_archive(store: ObjectStore, snapshot: Snapshot, key: str) -> N
     try:
         await store.delete(key)
     except SnapstoreError:
-        log.warning("snapshot %s is deleted, but its archive %r is not: gc removes it", snapshot.id, key)
+        log.warning(
+            "snapshot %s is deleted, but its archive %r is not: it stays until it is removed by hand", snapshot.id, key
+        )
         raise
 
 

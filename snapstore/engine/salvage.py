@@ -64,11 +64,24 @@ class _Salvage:
                 info = await self._store.put(keys.metadata_key(snapshot.id), content, if_none_match=True)
             except PreconditionFailed:
                 return  # somebody has just written it
+            if not await self._is_whole(snapshot):
+                return
             await self._catalog.put([(snapshot, info.etag)])
             log.info(
                 "snapshot %s of %s is back: its metadata was made anew from its archive", snapshot.id, snapshot.app
             )
         self._found.append(snapshot)
+
+    async def _is_whole(self, snapshot: Snapshot) -> bool:
+        """Whether the archive is still there, now that its metadata is back. If not, that goes again: another node was
+        deleting the snapshot, and metadata goes first then."""
+        assert snapshot.key is not None
+        try:
+            await self._store.head(snapshot.key)
+        except ObjectNotFound:
+            await self._store.delete(keys.metadata_key(snapshot.id))
+            return False
+        return True
 
     async def _recover(self, archive: Archive) -> Snapshot:
         info = archive.info

@@ -77,8 +77,8 @@ class SnapStore(Listing):
         SourceUnreadable; with ``"skip"`` it is left out and reported. ``level`` is zstd's, 1 to 19.
 
         When this raises, cancellation included, no snapshot was made. Only where the store did not answer at the very
-        end may a whole one appear in it all the same, or an archive without metadata stay, which gc removes; that is
-        logged.
+        end may a whole one appear in it all the same, or an archive without metadata stay, which `rebuild` names; that
+        is logged.
 
         Raises InvalidInput, SourceNotFound, SourceUnreadable.
         """
@@ -230,7 +230,7 @@ class SnapStore(Listing):
     async def delete(self, snapshot_id: str) -> Snapshot:
         """Delete a snapshot, and return what it was.
 
-        Where only its archive cannot be removed, this raises, but the snapshot is gone: gc removes the archive.
+        Where only its archive cannot be removed, this raises, but the snapshot is gone: `rebuild` names the archive.
         """
         snapshot = await self.get(snapshot_id)
         await self._calls.run(self._delete(snapshot))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 import time
 from contextlib import closing
@@ -11,11 +12,12 @@ import msgspec
 
 from snapstore.aio import drop
 from snapstore.engine.shared import Asked, Shared
-from snapstore.errors import SnapstoreError, StorageError
+from snapstore.errors import SnapstoreError
 from snapstore.index import checkpoints, rebuild, sync
 from snapstore.index.archives import Archives
 from snapstore.index.catalog import Catalog
 from snapstore.index.lock import turn
+from snapstore.index.mirror import Synced
 from snapstore.model import CheckpointReport, ProgressCallback, SyncReport
 from snapstore.objectstore import ObjectStore
 from snapstore.operation import reported
@@ -30,6 +32,8 @@ _JUST_NOW = 10.0
 _WORTH_A_CHECKPOINT = 1000
 """Snapshots: as many requests as a rebuild makes in a second."""
 _SHARE = 0.1
+_ALMOST = 0.9
+"""Of an interval: whoever wakes so early is not late for the next."""
 
 
 class Syncing:
@@ -73,12 +77,14 @@ class Syncing:
             asked.close()
             if (report := await self._fill(asked.tell)) is not None:
                 return report
-            last = await self._catalog.mirror.last(whole=True)
-            if last is not None and asked.latest < last <= datetime.now(UTC):
-                # Another process began a whole one after we had asked, and has ended it while we waited for our turn.
-                # One in the future is of a clock that was ahead, and a recent one may have had a smaller window.
+            began = _begun(await self._catalog.mirror.synced(), recent)
+            if began is not None and began > asked.latest:
+                # By another process, which has ended it while we waited for our turn.
                 return await sync.nothing_done(self._catalog)
-            return await sync.sync(self._store, self._catalog, asked.tell, recent=recent)
+            report = await sync.sync(self._store, self._catalog, asked.tell, recent=recent)
+            if recent is None:
+                await rebuild.remove_abandoned(self._catalog)
+            return report
 
     async def rebuild(self, archives: bool, progress: ProgressCallback | None) -> SyncReport:
         return await reported("rebuild", lambda: self._rebuild(archives, progress))
@@ -123,7 +129,7 @@ class Syncing:
         count = await self._catalog.mirror.count()
         try:
             await checkpoints.write(self._store, self._catalog, least=max(_WORTH_A_CHECKPOINT, int(count * _SHARE)))
-        except StorageError as error:
+        except SnapstoreError as error:
             # They save time, and are never needed; who may only read cannot write them.
             log.info("no checkpoint was written: %s", error)
 
@@ -136,16 +142,17 @@ class Syncing:
             await drop([self._background])
 
     async def _keep_up(self, seconds: float) -> None:
-        whole_at = time.monotonic()
+        whole_every = seconds  # at first: of all that open the index at the same time, one lists all
         told = ""
         while True:
-            whole = time.monotonic() >= whole_at
             try:
-                await self.sync(None if whole else LONGEST_UPLOAD, None)
-                if whole:
-                    whole_at = time.monotonic() + max(seconds, _WHOLE_EVERY)
+                if await self._age(None) >= _ALMOST * whole_every:
+                    await self.sync(None, None)
                     async with turn(self._catalog.path):
                         await self._checkpoint_if_worth_it()
+                elif await self._age(LONGEST_UPLOAD) >= _ALMOST * seconds:
+                    await self.sync(LONGEST_UPLOAD, None)
+                whole_every = max(seconds, _WHOLE_EVERY)
                 told = ""
             except SnapstoreError as error:
                 if str(error) != told:  # once, and not again until it is something else
@@ -154,4 +161,19 @@ class Syncing:
             except Exception:
                 log.exception("the index was not brought up to date")
             # Not all nodes of a fleet at once.
-            await asyncio.sleep(seconds * random.uniform(0.9, 1.1))
+            await asyncio.sleep(seconds * random.uniform(_ALMOST, 2 - _ALMOST))
+
+    async def _age(self, recent: timedelta | None) -> float:
+        """Seconds since the last sync that does for this one, of whichever process."""
+        began = _begun(await self._catalog.mirror.synced(), recent)
+        return (datetime.now(UTC) - began).total_seconds() if began is not None else math.inf
+
+
+def _begun(synced: Synced, recent: timedelta | None) -> datetime | None:
+    """When the last sync began that does for one of this window (None: for a whole one).
+
+    One in the future is of a clock that was ahead.
+    """
+    as_large = recent is not None and (synced.window is None or synced.window >= recent)
+    began = synced.latest if as_large else synced.whole
+    return began if began is not None and began <= datetime.now(UTC) else None

@@ -26,6 +26,7 @@ from snapstore.archive.toc import TocBuilder, Trailer
 from snapstore.engine.limits import Limits
 from snapstore.engine.parts import ArchiveUpload, memory, part_size
 from snapstore.errors import SnapstoreError, StorageUnavailable
+from snapstore.index import file
 from snapstore.index.catalog import Catalog
 from snapstore.model import FORMAT, OnError, Progress, ProgressCallback, Snapshot, SnapshotReport
 from snapstore.objectstore import ObjectInfo, ObjectStore
@@ -99,6 +100,8 @@ class SnapshotWriter:
         except BaseException:
             await uninterrupted(self.undo())
             raise
+        if plan.left_out:
+            log.info("snapshot %s: left out %s, files of an index in use", self._id, ", ".join(plan.left_out))
         problems = (*plan.problems, *packer.problems)
         for problem in problems:
             log.warning("snapshot %s: %s was %s: %s", self._id, problem.path, problem.kind, problem.reason)
@@ -112,7 +115,10 @@ class SnapshotWriter:
     def _scan(self) -> Plan:
         self._source = Source(self._request.folder)
         excludes = Excludes([*self._source.ignore_lines(), *self._request.exclude])
-        return make_plan(self._source, excludes, on_error=self._request.on_error, step=self._scanned)
+        # Indexes that we have open are caches, and SQLite's alone to open.
+        return make_plan(
+            self._source, excludes, on_error=self._request.on_error, leave_out=file.in_use(), step=self._scanned
+        )
 
     def _scanned(self, found: int) -> None:
         if self._stop.is_set():
@@ -228,7 +234,7 @@ class SnapshotWriter:
             async with asyncio.timeout(TIDY_SECONDS):
                 if self._committing:
                     await self._store.delete(keys.metadata_key(self._id))
-                left = "gc removes its archive, and the next sync drops what the index has of it"
+                left = "its archive stays until it is removed by hand, and the next sync drops what the index has of it"
                 try:
                     if self._committing:
                         await self._catalog.remove([keys.id_bytes(self._id)])
@@ -243,7 +249,7 @@ class SnapshotWriter:
         if self._unclear:
             log.warning(
                 "the store has not told whether it takes the metadata of snapshot %s: either it will be listed, whole,"
-                " or gc removes its archive",
+                " or its archive stays until it is removed by hand (`snapstore index rebuild` names it)",
                 self._id,
             )
 

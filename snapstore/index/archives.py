@@ -13,7 +13,7 @@ from typing import NamedTuple
 from snapstore import keys
 from snapstore.aio import run_all
 from snapstore.errors import ObjectNotFound
-from snapstore.index import file
+from snapstore.index import damage, file
 from snapstore.index.catalog import Catalog
 from snapstore.index.walk import PAGE
 from snapstore.model import Progress, ProgressCallback, Snapshot
@@ -178,8 +178,8 @@ class Archives:
                         found.append(snapshot_id)
                     if len(found) == _TOLD:
                         break
-        except sqlite3.DatabaseError as error:
-            raise file.unusable(path, error) from error
+        except damage.ERRORS as error:
+            raise damage.unusable(path, error) from error
         return found
 
     async def _is_there(self, snapshot: Snapshot) -> bool:

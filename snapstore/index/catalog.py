@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from aiosqlite import Connection
 
@@ -12,12 +13,11 @@ from snapstore.index.database import Database, Incomplete
 from snapstore.index.lock import turn, when_free
 from snapstore.index.mirror import Mirror
 from snapstore.index.queries import COLUMNS, SELECT, Query, page_statement, rarity_statement
-from snapstore.keys import id_text
 from snapstore.model import Count, IndexStatus, Page, Snapshot
 
 _ONE = f"SELECT {COLUMNS} FROM snapshot s JOIN app a USING (app) WHERE s.id = ?"
 _PROBLEMS = "(SELECT count(*) FROM problem) + (SELECT count(*) FROM misnamed)"
-_FIELDS = f"url, synced, {_PROBLEMS}, (SELECT user_version FROM pragma_user_version)"
+_FIELDS = f"url, {_PROBLEMS}, (SELECT user_version FROM pragma_user_version)"
 
 
 class Catalog:
@@ -63,8 +63,8 @@ class Catalog:
             [counts] = await self.database.fetch(sql, values)
             rarity = dict(zip(names, counts, strict=True))
         sql, values = page_statement(query, after, rarity)
-        found = await self.database.fetch(sql, [*values, limit + 1])
-        snapshots = tuple(rows.unpack(row[1:]) for row in found[:limit])
+        found = await self.database.fetch(sql, [*values, limit + 1], read=_placed)
+        snapshots = tuple(snapshot for _, snapshot in found[:limit])
         more = len(found) > limit
         return Page(snapshots, rows.make_cursor(found[limit - 1][0], snapshots[-1].id) if more else None)
 
@@ -75,10 +75,10 @@ class Catalog:
             return None
         first, last = bytes.fromhex(digits.ljust(32, "0")), bytes.fromhex(digits.ljust(32, "f"))
         sql = f"{SELECT} WHERE s.id BETWEEN ? AND ? ORDER BY s.id LIMIT 4"
-        found = await self.database.fetch(sql, [first, last])
+        found = [snapshot for _, snapshot in await self.database.fetch(sql, [first, last], read=_placed)]
         if len(found) > 1:
-            raise AmbiguousId(prefix, [id_text(row[1]) for row in found])
-        return rows.unpack(found[0][1:]) if found else None
+            raise AmbiguousId(prefix, [snapshot.id for snapshot in found])
+        return found[0] if found else None
 
     async def those_read(self, ids: Collection[bytes]) -> set[bytes]:
         """Those of these ids whose metadata it has read, be it that this could not be understood."""
@@ -106,7 +106,7 @@ class Catalog:
         return [Count(name.removesuffix(":"), count) for name, count in await self.database.scan(sql, values)]
 
     async def status(self) -> IndexStatus:
-        [(url, synced, problems, schema)] = await self.database.fetch(f"SELECT {_FIELDS} FROM store")
+        [(url, problems, schema)] = await self.database.fetch(f"SELECT {_FIELDS} FROM store")
         covered = dict(
             await self.database.scan("SELECT checkpoint IS NOT NULL, count(*) FROM snapshot GROUP BY 1 ORDER BY 1")
         )
@@ -116,7 +116,7 @@ class Catalog:
             snapshots=sum(covered.values()),
             covered=covered.get(1, 0),
             problems=problems,
-            synced_at=None if synced is None else rows.moment(synced),
+            synced_at=(await self.mirror.synced()).whole,
             size=await self.workers.run(file.size, self.path),
             schema=schema,
         )
@@ -152,6 +152,11 @@ class Catalog:
             await changes.note(connection, gone)
 
         await self.database.change(change)
+
+
+def _placed(row: Any) -> tuple[int, Snapshot]:
+    """A snapshot with its position."""
+    return row[0], rows.unpack(row[1:])
 
 
 async def _try_prepare(path: str, store_url: str, workers: Workers) -> bool:

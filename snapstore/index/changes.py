@@ -6,13 +6,21 @@ from aiosqlite import Connection
 
 from snapstore.index.rows import Row
 
-# A snapshot's position is its time, moved on by one while that is taken.
-_PUT = """
+FREE = """
+(WITH RECURSIVE tried (p, n) AS (
+    SELECT {first}, 0 UNION ALL
+    SELECT {wanted} + 1 + abs(random() % (1 << min(n, 19))), n + 1 FROM tried
+    WHERE EXISTS (SELECT 1 FROM main.snapshot WHERE position = p AND id <> {id})
+) SELECT p FROM tried ORDER BY n DESC LIMIT 1)
+"""
+"""The position for a snapshot: the time that is ``wanted``, or near behind it where that is taken.
+
+How near is drawn from twice as many positions after each that is taken: thousands may be of one second, and to walk
+past them all would take the square of their number. ``first`` is where it may be already.
+"""
+_PUT = f"""
 INSERT INTO snapshot (position, id, app, etag, detail, checkpoint) VALUES (
-    (WITH RECURSIVE taken (p) AS (
-        SELECT ?1 UNION ALL
-        SELECT p + 1 FROM taken WHERE EXISTS (SELECT 1 FROM snapshot WHERE position = p AND id <> ?2)
-    ) SELECT max(p) FROM taken),
+    {FREE.format(first="coalesce((SELECT position FROM snapshot WHERE id = ?2), ?1)", wanted="?1", id="?2")},
     ?2, (SELECT app FROM app WHERE name = ?3), ?4, ?5, ?6)
 ON CONFLICT (id) DO UPDATE SET
     app = excluded.app, etag = excluded.etag, detail = excluded.detail, checkpoint = excluded.checkpoint

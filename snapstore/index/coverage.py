@@ -83,12 +83,12 @@ class Coverage:
     async def rows(self, numbers: Collection[int], after: bytes, limit: int) -> Sequence[tuple[Snapshot, str]]:
         """Snapshot and ETag of rows of these checkpoints, and of none, by id, from the first after ``after``."""
         places = ", ".join("?" * len(numbers))
-        found = await self._database.scan(
+        return await self._database.scan(
             "SELECT s.id, a.name, s.detail, s.etag FROM snapshot s JOIN app a USING (app)"
             f" WHERE s.id > ? AND (s.checkpoint IS NULL OR s.checkpoint IN ({places})) ORDER BY s.id LIMIT ?",
             [after, *numbers, limit],
+            read=lambda row: (rows.unpack(row[:3]), row[3]),
         )
-        return [(rows.unpack(row[:3]), row[3]) for row in found]
 
 
 _COVER = """

@@ -16,7 +16,7 @@ import aiosqlite
 
 from snapstore.aio import uninterrupted
 from snapstore.errors import CatalogBusy
-from snapstore.index.file import is_damage, is_locked, remember_damage, unusable, uri
+from snapstore.index import damage, file
 from snapstore.index.lock import when_free
 
 _READERS = 2
@@ -24,6 +24,8 @@ _BUSY_SECONDS = 0.05
 
 _FileId = tuple[int, int]
 Change = Callable[[aiosqlite.Connection], Awaitable[Any]]
+Read = Callable[[Any], Any]
+"""Makes something of a row. Garbled."""
 
 
 class Incomplete(CatalogBusy):
@@ -35,6 +37,8 @@ class Database:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._used = True
+        file.use(path, 1)
         self._writer: aiosqlite.Connection | None = None
         self._writing = asyncio.Lock()
         self._written_file: _FileId | None = None
@@ -49,23 +53,38 @@ class Database:
     async def aclose(self) -> None:
         writer, self._writer = self._writer, None
         await uninterrupted(_close([*self._readers.taken(), *self._scanners.taken(), *([writer] if writer else [])]))
+        if self._used:
+            self._used = False
+            file.use(self.path, -1)
 
-    async def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        """The rows that a statement gives. CatalogError."""
+    async def fetch(self, sql: str, values: Sequence[Any] = (), *, read: Read | None = None) -> list[Any]:
+        """The rows that a statement gives, or what ``read`` makes of each. CatalogError."""
         self.read_at = time.monotonic()
-        return await self._readers.fetch(sql, values)
+        return self._read(await self._readers.fetch(sql, values), read)
 
-    async def scan(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+    async def scan(self, sql: str, values: Sequence[Any] = (), *, read: Read | None = None) -> list[Any]:
         """`fetch` of so much that no listing shall wait for it. CatalogError."""
-        return await self._scanners.fetch(sql, values)
+        return self._read(await self._scanners.fetch(sql, values), read)
 
-    async def change(self, change: Change) -> None:
-        """Await ``change(connection)`` in a transaction of its own, once the write lock is ours. CatalogError."""
+    def _read(self, found: list[Any], read: Read | None) -> list[Any]:
+        if read is None:
+            return found
+        try:
+            return [read(row) for row in found]
+        except damage.Garbled as error:
+            damage.remember(self.path)
+            raise damage.unusable(self.path, error) from error
+
+    async def change(self, change: Change, *, patience: float | None = None) -> None:
+        """Await ``change(connection)`` in a transaction of its own, once the write lock is ours. CatalogError.
+
+        CatalogBusy where that takes longer than ``patience`` seconds (default: as long as anybody waits).
+        """
         async with self._writing:
             if self._writer is not None and self.there(self._written_file) != self._written_file:
                 old, self._writer = self._writer, None
                 await uninterrupted(_close([old]))
-            await when_free(self.path, lambda: self._attempt(change))
+            await when_free(self.path, lambda: self._attempt(change), patience)
 
     async def _attempt(self, change: Change) -> bool:
         if self._writer is None:
@@ -76,20 +95,20 @@ class Database:
     async def _try_change(self, connection: aiosqlite.Connection, change: Change) -> bool:
         try:
             await connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.DatabaseError as error:
-            if is_locked(error):
+        except damage.ERRORS as error:
+            if file.is_locked(error):
                 return False
             self._writer = await self.let_go(connection, self._written_file, error)
-            raise unusable(self.path, error) from error
+            raise damage.unusable(self.path, error) from error
         try:
             await change(connection)
             await connection.execute("COMMIT")
         except BaseException as error:
             with suppress(sqlite3.Error):  # rolled back by itself, where the file is damaged
                 await connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.DatabaseError):
+            if isinstance(error, damage.ERRORS):
                 self._writer = await self.let_go(connection, self._written_file, error)
-                raise unusable(self.path, error) from error
+                raise damage.unusable(self.path, error) from error
             raise
         return True
 
@@ -102,13 +121,13 @@ class Database:
         return status.st_dev, status.st_ino
 
     async def let_go(
-        self, connection: aiosqlite.Connection, file: _FileId | None, error: sqlite3.DatabaseError
+        self, connection: aiosqlite.Connection, opened: _FileId | None, error: Exception
     ) -> aiosqlite.Connection | None:
         """Close a connection to a damaged file: the next one finds what has been put in its place by then."""
-        if not is_damage(error):
+        if not damage.is_damage(error):
             return connection
-        if self.there(None) == file:  # not one that has been put there since
-            remember_damage(self.path)
+        if self.there(None) == opened:  # not one that has been put there since
+            damage.remember(self.path)
         await _close([connection])
         return None
 
@@ -118,15 +137,15 @@ class Database:
 
     async def connect(self, *, whole: bool = False) -> aiosqlite.Connection:
         """With ``whole``, Incomplete where the file does not hold all of its bucket."""
-        address = uri(self.path, writes=True)
+        address = file.uri(self.path, writes=True)
         connecting = aiosqlite.connect(address, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
         # A process that ends without closing its store must end all the same; SQLite needs no farewell.
         if (thread := getattr(connecting, "_thread", None)) is not None:
             thread.daemon = True
         try:
             connection = await connecting
-        except sqlite3.DatabaseError as error:
-            raise unusable(self.path, error) from error
+        except damage.ERRORS as error:
+            raise damage.unusable(self.path, error) from error
         try:
             await connection.execute("PRAGMA foreign_keys = ON")
             await connection.execute("PRAGMA synchronous = NORMAL")
@@ -134,9 +153,9 @@ class Database:
                 raise Incomplete(
                     self.path, f"the index {self.path!r} is being filled anew from its store: try again later"
                 )
-        except sqlite3.DatabaseError as error:
+        except damage.ERRORS as error:
             await connection.close()
-            raise unusable(self.path, error) from error
+            raise damage.unusable(self.path, error) from error
         except BaseException:
             await connection.close()
             raise
@@ -172,16 +191,16 @@ class _Readers:
 
     async def fetch(self, sql: str, values: Sequence[Any]) -> list[Any]:
         reader = await self._least_asked()
-        file = self._file
+        opened = self._file
         reader.asked += 1
         try:
             # A caller that is cancelled leaves a statement behind, which reads and is forgotten.
             return list(await reader.connection.execute_fetchall(sql, values))
-        except sqlite3.DatabaseError as error:
-            if is_damage(error) and reader in self._open:
+        except damage.ERRORS as error:
+            if damage.is_damage(error) and reader in self._open:
                 self._open.remove(reader)
-                await uninterrupted(self._database.let_go(reader.connection, file, error))
-            raise unusable(self._database.path, error) from error
+                await uninterrupted(self._database.let_go(reader.connection, opened, error))
+            raise damage.unusable(self._database.path, error) from error
         finally:
             reader.asked -= 1
 
@@ -199,9 +218,9 @@ class _Readers:
                     await uninterrupted(self._add())
 
     async def _add(self) -> None:
-        file = self._database.there(self._file)
+        opened = self._database.there(self._file)
         connection = await self._database.connect(whole=self._database.complete)
-        if file == self._file:
+        if opened == self._file:
             self._open.append(_Reader(connection))
         else:  # another took its place meanwhile
             await _close([connection])

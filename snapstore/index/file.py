@@ -7,12 +7,15 @@ import contextlib
 import logging
 import os
 import sqlite3
+import threading
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
 from snapstore.errors import CatalogError, CatalogMismatch, reason_of
-from snapstore.index.migrations import migrate
+from snapstore.index import damage
+from snapstore.index.migrations import migrate, version
 
 log = logging.getLogger("snapstore.index")
 
@@ -23,8 +26,9 @@ PATIENCE = 60.0
 """Seconds to wait for another process that has the same file locked: its transactions take milliseconds."""
 _LOCKED_SECONDS = 0.5
 """Of those, how long a thread waits at a time."""
+_SMALLEST = 512
+"""Bytes of a database: a page."""
 _OTHER_FILE = "move it away, or give another file (index=, --index, SNAPSTORE_INDEX)"
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SUFFIXES = ("", "-wal", "-shm")
 """The files of an index: itself, and what SQLite keeps beside it."""
 _ENDS = (
@@ -34,6 +38,11 @@ _ENDS = (
     ("app", ("app", "name")),
 )
 """Tables and columns with an index: both ends of each are read, which a file that was cut or overwritten lacks."""
+
+
+_in_use: Counter[str] = Counter()
+"""The indexes that this process has open."""
+_counting = threading.Lock()
 
 
 class Damaged(Exception):
@@ -72,30 +81,44 @@ def prepare(path: str, store_url: str) -> None:
 
     CatalogTooNew, CatalogMismatch, CatalogError; Damaged; and Locked: then it is to be tried again.
     """
-    ours = _make(path)
-    if ours and os.path.exists(_mark(path)):
-        raise Damaged
+    _make(path)
+    ours = False
     try:
-        with closing(sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_SECONDS)) as connection:
-            _check_ours(connection, path)
+        with closing(connect(path, writes=True, patience=_LOCKED_SECONDS)) as connection:
+            ours = _is_ours(connection, path)
+            if damage.is_remembered(path):
+                raise Damaged
             # A cache may lose its last transactions with the machine's power; each need not wait for the disk.
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA journal_mode = WAL")
-            migrate(connection, path)
+            _migrate(connection, path)
             connection.execute("INSERT OR IGNORE INTO store (only, url) VALUES (1, ?)", [store_url])
             (found,) = connection.execute("SELECT url FROM store").fetchone()
             _probe(connection, path)
-    except sqlite3.DatabaseError as error:
-        if ours and is_damage(error):
-            raise Damaged from error
+    except damage.ERRORS as error:
         if is_locked(error):
             raise Locked from error
-        raise unusable(path, error) from error
+        if not damage.is_damage(error):
+            raise damage.unusable(path, error) from error
+        if ours or _header_is_ours(path):
+            raise Damaged from error
+        raise _other_file(path) from error
     if found != store_url:
         raise CatalogMismatch(
             path,
             f"the index {path!r} belongs to {found}, not to {store_url}: {_OTHER_FILE}, which is filled from it",
         )
+
+
+def _migrate(connection: sqlite3.Connection, path: str) -> None:
+    try:
+        migrate(connection, path)
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_ERROR:
+            raise
+        # The script's fault, or that of a file that others have changed: ours to leave alone.
+        message = f"the index {path!r} cannot be brought to schema {version()} ({error}): {_OTHER_FILE}"
+        raise CatalogError(path, message) from error
 
 
 def _probe(connection: sqlite3.Connection, path: str) -> None:
@@ -111,9 +134,9 @@ def _probe(connection: sqlite3.Connection, path: str) -> None:
         raise error
 
 
-def connect(path: str, *, writes: bool = False) -> sqlite3.Connection:
+def connect(path: str, *, writes: bool = False, patience: float = PATIENCE) -> sqlite3.Connection:
     """A connection of one's own to an index; where it was deleted, none is made."""
-    return sqlite3.connect(uri(path, writes=writes), uri=True, isolation_level=None, timeout=PATIENCE)
+    return sqlite3.connect(uri(path, writes=writes), uri=True, isolation_level=None, timeout=patience)
 
 
 def uri(path: str, *, writes: bool) -> str:
@@ -121,72 +144,80 @@ def uri(path: str, *, writes: bool) -> str:
     return f"{Path(path).as_uri()}?mode={'rw' if writes else 'ro'}"
 
 
-def is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Whether SQLite says that the file's content is wrong, rather than that it cannot be had."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
-
-
-def is_locked(error: sqlite3.DatabaseError) -> bool:
+def is_locked(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-
-
-def remember_damage(path: str) -> None:
-    """It was found in use: whoever opens the index next shall not take it for a sound one."""
-    with contextlib.suppress(OSError):
-        os.close(os.open(_mark(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-
-def _mark(path: str) -> str:
-    return f"{path}-damaged"
 
 
 def _move_aside(path: str) -> str:
     aside = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-    for suffix in _SUFFIXES:
+    # The index itself comes last: once it is gone, another process may make a new one, with companions of its own.
+    for suffix in reversed(_SUFFIXES):
         with contextlib.suppress(FileNotFoundError):
             os.rename(path + suffix, aside + suffix)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_mark(path))
+    damage.forget(path)
     return aside
 
 
-def unusable(path: str, error: sqlite3.DatabaseError) -> CatalogError:
-    """What SQLite says of a file that is damaged, on a full disk, or not ours to write to."""
-    if is_damage(error) or not os.path.exists(path) or _lacks_tables(error):
-        advice = "open the store again (or run `snapstore index rebuild`), and a new one is filled from it"
-    else:
-        advice = "make room for it and check that it may be written to"
-    return CatalogError(path, f"the index {path!r} cannot be used ({error}): {advice}")
-
-
-def _lacks_tables(error: sqlite3.DatabaseError) -> bool:
-    """Whether it is not the file that was opened: that had them, and another program has put this one there."""
-    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR and "no such" in str(error)
-
-
-def _make(path: str) -> bool:
+def _make(path: str) -> None:
     """An empty private file where there is none; SQLite makes a database of it, and gives its companions its mode.
 
-    Returns whether one is there that says it is ours.
+    One that is there is never opened but by SQLite: the system's locks belong to the process, and closing any
+    descriptor of a file gives up all that the process has on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
     """
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "rb") as file:
-            header = file.read(100)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        size = os.path.getsize(path)
     except OSError as error:
         reason = reason_of(error)
         raise CatalogError(path, f"the index {path!r} cannot be opened ({reason}): {_OTHER_FILE}") from error
-    if header and not header.startswith(_MAGIC):
-        raise CatalogMismatch(path, f"{path!r} is no index of snapstore's, but some other file: {_OTHER_FILE}")
-    return header[_APPLICATION_ID_AT:].startswith(_APPLICATION_ID)
+    if 0 < size < _SMALLEST:  # which SQLite would take for an empty one
+        raise _other_file(path)
 
 
-def _check_ours(connection: sqlite3.Connection, path: str) -> None:
-    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    found = connection.execute("PRAGMA application_id").fetchone()[0]
-    if tables and found != int.from_bytes(_APPLICATION_ID, "big"):
+def _other_file(path: str) -> CatalogMismatch:
+    return CatalogMismatch(path, f"{path!r} is no index of snapstore's, but some other file: {_OTHER_FILE}")
+
+
+def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
+    """Whether it says so; a file that is still empty will be. CatalogMismatch for another program's database."""
+    (found,) = connection.execute("PRAGMA application_id").fetchone()
+    if found == int.from_bytes(_APPLICATION_ID, "big"):
+        return True
+    if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
         raise CatalogMismatch(path, f"{path!r} is no index of snapstore's, but another database: {_OTHER_FILE}")
+    return False
+
+
+def _header_is_ours(path: str) -> bool:
+    """Whether what SQLite takes for no database begins as an index of ours."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(100)
+    except OSError:
+        return False
+    return header.startswith(_MAGIC) and header[_APPLICATION_ID_AT:].startswith(_APPLICATION_ID)
+
+
+def use(path: str, times: int) -> None:
+    """This process has opened an index (1), or closed it (-1)."""
+    with _counting:
+        _in_use[path] += times
+        if not _in_use[path]:
+            del _in_use[path]
+
+
+def in_use() -> frozenset[tuple[int, int]]:
+    """Device and inode of each file of the indexes that this process has open: to be left to SQLite, see `_make`."""
+    with _counting:
+        paths = tuple(_in_use)
+    found = set()
+    for path in (path + suffix for path in paths for suffix in _SUFFIXES):
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            found.add((status.st_dev, status.st_ino))
+    return frozenset(found)
 
 
 def size(path: str) -> int:
@@ -199,5 +230,4 @@ def remove(path: str) -> None:
     for suffix in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path + suffix)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_mark(path))
+    damage.forget(path)

@@ -28,13 +28,17 @@ async def turn(path: str) -> AsyncIterator[None]:
         yield
 
 
-async def when_free(path: str, attempt: Callable[[], Awaitable[bool]]) -> None:
+async def when_free(path: str, attempt: Callable[[], Awaitable[bool]], patience: float | None = None) -> None:
     """Repeat ``attempt`` while it gives False, as SQLite's own lock on the file is another process's. CatalogBusy."""
-    deadline = time.monotonic() + file.PATIENCE
+    deadline = time.monotonic() + (file.PATIENCE if patience is None else patience)
     while not await attempt():
         if time.monotonic() > deadline:
-            raise CatalogBusy(path, f"the index {path!r} was locked by another process for {file.PATIENCE:g} s")
+            raise locked_too_long(path)
         await asyncio.sleep(random.uniform(0.001, 0.02))
+
+
+def locked_too_long(path: str) -> CatalogBusy:
+    return CatalogBusy(path, f"the index {path!r} was locked by another process for {file.PATIENCE:g} s")
 
 
 def _taken(path: str, descriptor: int) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
                 connection.execute(f"PRAGMA user_version = {number}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # rolled back by itself, where the disk is full
+                connection.execute("ROLLBACK")
             raise
 
 

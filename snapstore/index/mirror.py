@@ -7,8 +7,8 @@ noted (`changes.note`), and what a sync has read of that snapshot is not written
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
-from typing import NamedTuple
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from aiosqlite import Connection
 
@@ -55,6 +55,16 @@ class Problem(NamedTuple):
     reason: str
 
 
+class Synced(NamedTuple):
+    """When the last syncs of an index began; None where there was none."""
+
+    whole: datetime | None
+    latest: datetime | None
+    """Of either kind."""
+    window: timedelta | None
+    """That of the latest; None where it was whole."""
+
+
 class Mirror:
     """One sync at a time works with it: its caller holds the index's lock."""
 
@@ -76,7 +86,7 @@ class Mirror:
         except BaseException:
             # An error here matters less than what brought us here: the next sync begins by forgetting what was noted.
             with suppress(CatalogError):
-                await uninterrupted(self._end())
+                await uninterrupted(self._end(patience=0))
             raise
         await uninterrupted(self._end())
 
@@ -89,13 +99,13 @@ class Mirror:
 
         await self._database.change(change)
 
-    async def _end(self) -> None:
+    async def _end(self, patience: float | None = None) -> None:
         async def change(connection: Connection) -> None:
             await self._check(connection)
             await connection.execute("UPDATE store SET syncing = 0")
             await connection.execute("DELETE FROM local_change")
 
-        await self._database.change(change)
+        await self._database.change(change, patience=patience)
 
     async def _check(self, connection: Connection) -> None:
         [(found,)] = await connection.execute_fetchall("SELECT syncing FROM store")
@@ -196,28 +206,40 @@ class Mirror:
         async def change(connection: Connection) -> None:
             await self._check(connection)
             await connection.execute(
-                "UPDATE store SET filled = 1, synced = ?1, synced_recent = ?1", [rows.microseconds(began)]
+                "UPDATE store SET filled = 1, synced = ?1, synced_recent = ?1, recent_window = NULL",
+                [rows.microseconds(began)],
             )
             await connection.execute("DELETE FROM misnamed")
             await connection.executemany("INSERT OR IGNORE INTO misnamed VALUES (?)", [(key,) for key in misnamed])
 
         await self._database.change(change)
 
-    async def finish_recent(self, began: datetime) -> None:
-        """It holds all that was new when the sync began."""
+    async def finish_recent(self, began: datetime, window: timedelta) -> None:
+        """It holds all that was begun so long before the sync before this one, or since."""
+        values = [rows.microseconds(began), window // timedelta(microseconds=1)]
 
         async def change(connection: Connection) -> None:
             await self._check(connection)
-            await connection.execute("UPDATE store SET synced_recent = ?", [rows.microseconds(began)])
+            await connection.execute("UPDATE store SET synced_recent = ?, recent_window = ?", values)
 
         await self._database.change(change)
 
-    async def last(self, *, whole: bool) -> datetime | None:
-        """When the last sync began, or the last ``whole`` one."""
-        [(began,)] = await self._database.scan(f"SELECT {'synced' if whole else 'synced_recent'} FROM store")
-        return None if began is None else rows.moment(began)
+    async def synced(self) -> Synced:
+        """When the last syncs began."""
+        sql = "SELECT synced, synced_recent, recent_window FROM store"
+        found: list[Synced] = await self._database.scan(sql, read=_synced)
+        return found[0]
 
 
 def misnaming(key: str) -> str:
     """What is wrong with an object where metadata belongs that is named otherwise."""
     return f"{key}: its name is no snapshot's id"
+
+
+def _synced(row: Any) -> Synced:
+    whole, latest, window = row
+    return Synced(
+        None if whole is None else rows.moment(whole),
+        None if latest is None else rows.moment(latest),
+        None if window is None else rows.moment(window) - rows.moment(0),
+    )

@@ -1,6 +1,9 @@
 """Read the whole bucket into a new index beside the old one, and put it in that one's place when it is complete."""
 
+import os
+import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
@@ -14,6 +17,8 @@ from snapstore.index.sync import all_spans
 from snapstore.index.walk import walk
 from snapstore.model import ProgressCallback, SyncReport
 from snapstore.objectstore import ObjectStore
+
+_ABANDONED = 24 * 3600.0
 
 
 async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallback | None = None) -> SyncReport:
@@ -29,7 +34,9 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
             report = await _fill(store, beside, progress)
         finally:
             await uninterrupted(beside.aclose())
-        await catalog.workers.run(replacement.replace, catalog.path, beside.path, mirror.check)
+        removed = await catalog.workers.run(replacement.gone, catalog.path, beside.path)
+        stop = threading.Event()
+        await catalog.workers.run_stoppable(stop, replacement.replace, catalog.path, beside.path, mirror.check, stop)
         catalog.database.complete = True
         await catalog.workers.run(file.remove, beside.path)
         compared = Comparison(store, mirror)
@@ -39,7 +46,7 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
     return SyncReport(
         snapshots=await mirror.count(),
         read=report.read + changed.read,
-        removed=0,  # nobody has laid the new one beside the old one
+        removed=removed,
         problems=changed.problems,
         seconds=time.monotonic() - started,
         from_checkpoints=report.from_checkpoints,
@@ -58,8 +65,23 @@ async def _fill(store: ObjectStore, catalog: Catalog, progress: ProgressCallback
     return msgspec.structs.replace(await compared.report(), from_checkpoints=await mirror.covered())
 
 
+async def remove_abandoned(catalog: Catalog) -> None:
+    """Remove what an interrupted rebuild has left beside an index, where nobody has gone on with it for a day."""
+    await catalog.workers.run(_remove_abandoned, _beside(catalog))
+
+
+def _remove_abandoned(path: str) -> None:
+    with suppress(FileNotFoundError):
+        if os.path.getmtime(path) < time.time() - _ABANDONED:
+            file.remove(path)
+
+
+def _beside(catalog: Catalog) -> str:
+    return f"{catalog.path}-rebuild"
+
+
 async def _open_beside(catalog: Catalog) -> Catalog:
-    path = f"{catalog.path}-rebuild"
+    path = _beside(catalog)
     await catalog.workers.run(file.prepare_aside, path, catalog.store_url)
     beside = Catalog(Database(path), catalog.workers, catalog.store_url)
     beside.mirror.logged = catalog.mirror.logged

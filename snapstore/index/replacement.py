@@ -5,11 +5,19 @@ SQLite's online backup (https://www.sqlite.org/backup.html), which a reader meet
 """
 
 import sqlite3
+import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 
-from snapstore.index import file
+from snapstore.aio import Stopped
+from snapstore.index import damage, file
+from snapstore.index.changes import FREE
+from snapstore.index.lock import locked_too_long
 
+_POLL = 0.05
+"""Seconds for which we wait at a time while another process has the index locked."""
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _PAGES = 8
 """A step's: fewer than an index has, so that the first step is not the last."""
 
@@ -26,14 +34,11 @@ _BEFORE = (
     """,
 )
 _CARRY = (
-    # At the first free position from its own on, as it would have been put. One by one: a statement for all of them
-    # would look for free positions before it took one.
-    """
+    # At a free position, as it would have been put. One by one: a statement for all of them would look for free
+    # positions before it took one.
+    f"""
     INSERT INTO snapshot (position, id, app, etag, detail)
-    SELECT (WITH RECURSIVE taken (p) AS (
-                SELECT s.position UNION ALL
-                SELECT p + 1 FROM taken WHERE EXISTS (SELECT 1 FROM main.snapshot WHERE position = p)
-            ) SELECT max(p) FROM taken),
+    SELECT {FREE.format(first="s.position", wanted="s.position", id="s.id")},
            s.id, (SELECT app FROM main.app WHERE name = a.name), s.etag, s.detail
     FROM old.snapshot s JOIN old.app a USING (app) WHERE s.id = ?1
     """,
@@ -45,6 +50,7 @@ _CARRY = (
     WHERE s.id = ?1
     """,
 )
+_GONE = "SELECT count(*) FROM old.snapshot s WHERE NOT EXISTS (SELECT 1 FROM main.snapshot WHERE id = s.id)"
 _AFTER = (
     "DELETE FROM local_change",
     "INSERT INTO local_change SELECT * FROM old.local_change",
@@ -52,36 +58,53 @@ _AFTER = (
 )
 
 
-def replace(path: str, successor: str, check: Callable[[int], None]) -> None:
-    """Make the index at ``path`` what the one at ``successor`` is; blocks. CatalogError.
+def replace(path: str, successor: str, check: Callable[[int], None], stop: threading.Event) -> None:
+    """Make the index at ``path`` what the one at ``successor`` is; blocks. CatalogError, Stopped.
 
-    ``check`` is given the sync that the one at ``path`` says is under way, and raises where that is another one.
+    ``check`` is given the sync that the one at ``path`` says is under way, and raises where that is another one. While
+    another process has the index locked it is tried again, for as long as for any other change, until ``stop`` is set.
 
     What calls changed in the old one meanwhile (`changes.note`) is carried over once no further change can come: the
     backup's first step has the write lock until it ends, and takes along what is written to its source.
     """
     try:
-        _replace(path, successor, check)
-    except sqlite3.DatabaseError as error:
-        raise file.unusable(path, error) from error
+        _replace(path, successor, check, stop)
+    except damage.ERRORS as error:
+        raise damage.unusable(path, error) from error
 
 
-def _replace(path: str, successor: str, check: Callable[[int], None]) -> None:
+def gone(path: str, successor: str) -> int:
+    """How many snapshots of the index at ``path`` the one at ``successor`` does not have; blocks."""
+    try:
+        with closing(file.connect(successor)) as new:
+            new.execute("ATTACH ? AS old", [file.uri(path, writes=False)])
+            return int(new.execute(_GONE).fetchone()[0])
+    except damage.ERRORS:
+        return 0  # nobody knows what a damaged one had
+
+
+def _replace(path: str, successor: str, check: Callable[[int], None], stop: threading.Event) -> None:
     with (
         closing(file.connect(successor, writes=True)) as source,
-        closing(file.connect(path, writes=True)) as target,
+        closing(file.connect(path, writes=True, patience=_POLL)) as target,
     ):
         source.execute("PRAGMA foreign_keys = ON")
         source.execute("ATTACH ? AS old", [file.uri(path, writes=False)])
         carried = False
+        deadline = time.monotonic() + file.PATIENCE
 
         def step(status: int, _left: int, _total: int) -> None:
             nonlocal carried
-            if status == sqlite3.SQLITE_OK and not carried:
+            if status in _LOCKED:
+                if stop.is_set():
+                    raise Stopped
+                if time.monotonic() > deadline:
+                    raise locked_too_long(path)
+            elif status == sqlite3.SQLITE_OK and not carried:
                 carried = True
                 _carry(source, check)
 
-        source.backup(target, pages=_PAGES, progress=step)
+        source.backup(target, pages=_PAGES, progress=step, sleep=_POLL)
         target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

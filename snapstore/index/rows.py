@@ -7,6 +7,7 @@ from uuid import UUID
 import msgspec
 
 from snapstore.errors import InvalidInput
+from snapstore.index.damage import Garbled
 from snapstore.keys import archive_prefix, id_bytes, id_text, split_label
 from snapstore.model import Extent, Snapshot
 
@@ -57,7 +58,11 @@ def microseconds(moment: datetime) -> int:
 
 
 def moment(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
+    """Of so many since 1970. Garbled."""
+    try:
+        return _EPOCH + timedelta(microseconds=microseconds)
+    except (TypeError, OverflowError) as error:
+        raise Garbled(f"a time cannot be understood: {error}") from error
 
 
 def pack(snapshot: Snapshot, etag: str) -> Row:
@@ -91,8 +96,14 @@ def _names(label: str) -> tuple[str, str]:
 
 
 def unpack(row: Any) -> Snapshot:
-    """The snapshot of a row of id, app and detail."""
-    raw_id, app, packed = row
+    """The snapshot of a row of id, app and detail. Garbled."""
+    try:
+        return _unpacked(*row)
+    except (msgspec.MsgspecError, ValueError, OverflowError, TypeError, AttributeError) as error:
+        raise Garbled(f"a row cannot be understood: {error}") from error
+
+
+def _unpacked(raw_id: bytes, app: str, packed: bytes) -> Snapshot:
     detail = _decoder.decode(packed)
     snapshot_id = id_text(raw_id)
     toc = None

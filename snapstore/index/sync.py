@@ -47,7 +47,8 @@ async def sync(
         if recent_spans is None:
             await mirror.finish(began, compared.misnamed)
         else:
-            await mirror.finish_recent(began)
+            assert recent is not None
+            await mirror.finish_recent(began, recent)
     return await compared.report()
 
 
@@ -61,7 +62,7 @@ async def nothing_done(catalog: Catalog) -> SyncReport:
 
 async def _recent_spans(mirror: Mirror, now: datetime, window: timedelta) -> Sequence[Span] | None:
     """The ids of what was begun within so long before the last sync, or since; None where there was none."""
-    last = await mirror.last(whole=False)
+    last = (await mirror.synced()).latest
     return None if last is None else [Span(first_id(min(last, now) - window), first_id(now + _CLOCKS))]
 
 

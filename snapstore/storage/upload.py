@@ -37,7 +37,7 @@ class MultipartUpload:
 
     async def _begin(self) -> str:
         # Kept here, not by the caller: one that is cancelled while the store answers would never learn the id. Where
-        # that takes too long nobody does, and gc removes what was begun.
+        # that takes too long nobody does, and the upload stays until the bucket's lifecycle ends it.
         self._upload_id = await self._store.create_upload(self._key)
         return self._upload_id
 

@@ -3,3 +3,6 @@
 CREATE TABLE misnamed (
     key TEXT PRIMARY KEY
 ) WITHOUT ROWID;
+
+-- The window of the last sync, where that looked for new snapshots alone, in microseconds; NULL for a whole one.
+ALTER TABLE store ADD COLUMN recent_window INTEGER;
