@@ -28,7 +28,7 @@ from snapstore.aio import Workers
 from snapstore.engine import objects, syncing
 from snapstore.engine import opened as engine
 from snapstore.errors import ObjectNotFound, PreconditionFailed
-from snapstore.index import checkpoints, rebuild, sync
+from snapstore.index import checkpoint_file, checkpoints, rebuild, sync
 from snapstore.index.catalog import Catalog
 from snapstore.index.mirror import Mirror
 from snapstore.index.queries import Query
@@ -194,7 +194,7 @@ async def test_a_checkpoint_is_what_the_format_says(
     nodes: Nodes, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "ROWS", 40)
-    monkeypatch.setattr(checkpoints, "_BATCH", 15)
+    monkeypatch.setattr(checkpoints, "BATCH", 15)
     made = bucket.add(range(100))
     report = await nodes[0].checkpoint()
     assert (report.snapshots, report.covered, report.written, report.read, report.removed) == (100, 100, 3, 0, 0)
@@ -388,7 +388,7 @@ def test_a_line_that_never_ends_is_given_up() -> None:
     assert len(content) < 2048
     tracemalloc.start()
     try:
-        assert list(checkpoints._decoded(content)) == []
+        assert list(checkpoint_file._decoded(content)) == []
         assert tracemalloc.get_traced_memory()[1] < 20 << 20
     finally:
         tracemalloc.stop()
@@ -674,7 +674,7 @@ async def test_a_checkpoint_that_was_read_in_part_is_read_again(
     nodes: Nodes, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else whoever goes on with an interrupted rebuild asks for each of the rest."""
-    monkeypatch.setattr(checkpoints, "_BATCH", 10)
+    monkeypatch.setattr(checkpoints, "BATCH", 10)
     bucket.add(range(50))
     await nodes[0].checkpoint()
     apply = Mirror.apply
@@ -791,5 +791,5 @@ async def test_names_of_checkpoints_are_not_taken_for_snapshots(nodes: Nodes, bu
 
 
 def test_the_bound_on_rows_is_the_formats() -> None:
-    assert checkpoints.ROWS == 100_000
+    assert checkpoint_file.ROWS == 100_000
     assert timedelta(days=1).total_seconds() == checkpoints._GRACE

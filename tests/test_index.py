@@ -29,7 +29,7 @@ from snapstore import (
 from snapstore.aio import Workers
 from snapstore.index import migrations
 from snapstore.index.catalog import Catalog
-from snapstore.index.queries import Query, page_statement
+from snapstore.index.queries import Query, Rarity, page_statement
 from tests.places import look
 from tests.scripts import script
 
@@ -537,7 +537,7 @@ def test_a_page_is_read_from_an_index_and_never_sorted(
     query = QUERIES[name]
     if times:
         query = query._replace(since=datetime(2026, 1, 1, tzinfo=UTC), until=datetime(2027, 1, 1, tzinfo=UTC))
-    sql, values = page_statement(query, (1_767_229_200_000_000, b"x" * 16) if after else None, {})
+    sql, values = page_statement(query, (1_767_229_200_000_000, b"x" * 16) if after else None, Rarity())
     with closing(sqlite3.connect(many, isolation_level=None)) as connection:
         connection.execute("BEGIN")
         if analyzed:  # statistics that somebody made must not change it either
@@ -554,7 +554,7 @@ def test_a_page_is_read_from_an_index_and_never_sorted(
 @pytest.mark.parametrize("name", QUERIES)
 def test_a_page_touches_few_rows_whatever_the_index_holds(many: Path, name: str) -> None:
     """Counted in SQLite's own steps, so that no clock is asked."""
-    sql, values = page_statement(QUERIES[name], None, {})
+    sql, values = page_statement(QUERIES[name], None, Rarity())
     with closing(sqlite3.connect(many)) as connection:
         steps = 0
 

@@ -26,7 +26,7 @@ from snapstore.aio import Workers
 from snapstore.index import damage, rebuild, replacement
 from snapstore.index.catalog import Catalog
 from snapstore.index.mirror import Mirror
-from snapstore.index.queries import Query, page_statement, rarity_statement
+from snapstore.index.queries import Query, Rarity, counting, page_statement
 from snapstore.keys import id_bytes
 from tests.places import catalog_at, look
 from tests.scripts import said, script
@@ -514,10 +514,9 @@ def steps_of(path: Path, query: Query, limit: int) -> tuple[int, int]:
 
     with closing(sqlite3.connect(path)) as connection:
         connection.set_progress_handler(step, 10)
-        rarity: dict[str, int] = {}
-        if counting := rarity_statement(query):
-            counted, (sql, values) = counting
-            rarity = dict(zip(counted, connection.execute(sql, values).fetchone(), strict=True))
+        rarity = Rarity()
+        if count := counting(query):
+            rarity = count.rarity(connection.execute(count.sql, count.values).fetchone())
         sql, values = page_statement(query, None, rarity)
         return len(connection.execute(sql, [*values, limit + 1]).fetchall()), steps * 10
 

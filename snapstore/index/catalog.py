@@ -9,10 +9,10 @@ from aiosqlite import Connection
 from snapstore.aio import Workers
 from snapstore.errors import AmbiguousId
 from snapstore.index import changes, file, rows
-from snapstore.index.database import Database, Incomplete
+from snapstore.index.database import Database, NotFilled
 from snapstore.index.lock import turn, when_free
 from snapstore.index.mirror import Mirror
-from snapstore.index.queries import COLUMNS, SELECT, Query, page_statement, rarity_statement
+from snapstore.index.queries import COLUMNS, SELECT, Query, Rarity, counting, page_statement
 from snapstore.model import Count, IndexStatus, Page, Snapshot
 
 _ONE = f"SELECT {COLUMNS} FROM snapshot s JOIN app a USING (app) WHERE s.id = ?"
@@ -49,19 +49,18 @@ class Catalog:
     async def is_filled(self) -> bool:
         """Whether it has held all of its bucket once."""
         try:
-            self.database.complete = bool((await self.database.fetch("SELECT filled FROM store"))[0][0])
-        except Incomplete:
+            self.database.filled = bool((await self.database.fetch("SELECT filled FROM store"))[0][0])
+        except NotFilled:
             return False
-        return self.database.complete
+        return self.database.filled
 
     async def page(self, query: Query, limit: int, cursor: str | None = None) -> Page:
         """Up to ``limit`` snapshots that fit, newest first, going on from ``cursor``. InvalidInput for a bad one."""
         after = rows.parse_cursor(cursor) if cursor else None
-        rarity: dict[str, int] = {}
-        if counting := rarity_statement(query):
-            names, (sql, values) = counting
-            [counts] = await self.database.fetch(sql, values)
-            rarity = dict(zip(names, counts, strict=True))
+        rarity = Rarity()
+        if count := counting(query):
+            [counts] = await self.database.fetch(count.sql, count.values)
+            rarity = count.rarity(counts)
         sql, values = page_statement(query, after, rarity)
         found = await self.database.fetch(sql, [*values, limit + 1], read=_placed)
         snapshots = tuple(snapshot for _, snapshot in found[:limit])

@@ -28,7 +28,7 @@ Read = Callable[[Any], Any]
 """Makes something of a row. Garbled."""
 
 
-class Incomplete(CatalogBusy):
+class NotFilled(CatalogBusy):
     """Another file has taken the index's place, and does not hold all of its bucket yet."""
 
 
@@ -47,7 +47,7 @@ class Database:
         self._scanners = _Readers(self, 1)
         self.read_at = 0.0
         """When something was last fetched, in the seconds of time.monotonic."""
-        self.complete = False
+        self.filled = False
         """Whether it has held all of its bucket: then a file that takes its place is read once that does too."""
 
     async def aclose(self) -> None:
@@ -135,8 +135,8 @@ class Database:
         self._written_file = self.there(None)
         self._writer = await self.connect()
 
-    async def connect(self, *, whole: bool = False) -> aiosqlite.Connection:
-        """With ``whole``, Incomplete where the file does not hold all of its bucket."""
+    async def connect(self, *, filled: bool = False) -> aiosqlite.Connection:
+        """With ``filled``, NotFilled where the file does not hold all of its bucket."""
         address = file.uri(self.path, writes=True)
         connecting = aiosqlite.connect(address, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
         # A process that ends without closing its store must end all the same; SQLite needs no farewell.
@@ -149,8 +149,8 @@ class Database:
         try:
             await connection.execute("PRAGMA foreign_keys = ON")
             await connection.execute("PRAGMA synchronous = NORMAL")
-            if whole and not await _is_complete(connection):
-                raise Incomplete(
+            if filled and not await _is_filled(connection):
+                raise NotFilled(
                     self.path, f"the index {self.path!r} is being filled anew from its store: try again later"
                 )
         except damage.ERRORS as error:
@@ -219,14 +219,14 @@ class _Readers:
 
     async def _add(self) -> None:
         opened = self._database.there(self._file)
-        connection = await self._database.connect(whole=self._database.complete)
+        connection = await self._database.connect(filled=self._database.filled)
         if opened == self._file:
             self._open.append(_Reader(connection))
         else:  # another took its place meanwhile
             await _close([connection])
 
 
-async def _is_complete(connection: aiosqlite.Connection) -> bool:
+async def _is_filled(connection: aiosqlite.Connection) -> bool:
     [(filled,)] = await connection.execute_fetchall("SELECT filled FROM store")
     return bool(filled)
 

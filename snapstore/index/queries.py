@@ -25,9 +25,13 @@ _COUNT_APP = (
 )
 
 Statement = tuple[str, list[Any]]
-Rarity = Mapping[str, int]
-"""How many snapshots an app or a label of a query has, up to `ENOUGH`; a label's name begins with ``l``, an app's with
-``a``."""
+
+
+class Rarity(NamedTuple):
+    """How many snapshots each label and app of a query has, up to `ENOUGH`."""
+
+    labels: Mapping[str, int] = {}
+    apps: Mapping[str, int] = {}
 
 
 class Query(NamedTuple):
@@ -39,14 +43,30 @@ class Query(NamedTuple):
     until: datetime | None = None
 
 
-def rarity_statement(query: Query) -> tuple[Sequence[str], Statement] | None:
-    """What to count before the page is asked for, by name; None where there is nothing to choose from."""
-    labels, apps = tuple(dict.fromkeys(query.labels)), tuple(dict.fromkeys(query.apps))
+class Counting(NamedTuple):
+    """A statement that finds out what of a query is rare."""
+
+    sql: str
+    labels: Sequence[str]
+    apps: Sequence[str]
+
+    @property
+    def values(self) -> Sequence[str]:
+        return [*self.labels, *self.apps]
+
+    def rarity(self, counts: Sequence[int]) -> Rarity:
+        """What the statement's one row says."""
+        of_labels, of_apps = counts[: len(self.labels)], counts[len(self.labels) :]
+        return Rarity(dict(zip(self.labels, of_labels, strict=True)), dict(zip(self.apps, of_apps, strict=True)))
+
+
+def counting(query: Query) -> Counting | None:
+    """What to count before the page is asked for; None where there is nothing to choose from."""
+    labels, apps = tuple(dict.fromkeys(map(_checked, query.labels))), tuple(dict.fromkeys(query.apps))
     if len(labels) + bool(apps) < 2:
         return None
     counts = [_COUNT_LABEL] * len(labels) + [_COUNT_APP] * len(apps)
-    names = [f"l{label}" for label in labels] + [f"a{app}" for app in apps]
-    return names, (f"SELECT {', '.join(counts)}", [*map(_checked, labels), *apps])
+    return Counting(f"SELECT {', '.join(counts)}", labels, apps)
 
 
 def page_statement(query: Query, after: tuple[int, bytes] | None, rarity: Rarity) -> Statement:
@@ -61,8 +81,8 @@ def page_statement(query: Query, after: tuple[int, bytes] | None, rarity: Rarity
 
 
 def _one_listing(query: Query, after: tuple[int, bytes] | None, app: str | None, rarity: Rarity) -> Statement:
-    labels = sorted(dict.fromkeys(query.labels), key=lambda label: rarity.get(f"l{label}", ENOUGH))
-    by_app = app is not None and (not labels or rarity.get(f"a{app}", 0) < rarity.get(f"l{labels[0]}", ENOUGH))
+    labels = sorted(dict.fromkeys(query.labels), key=lambda label: rarity.labels.get(label, ENOUGH))
+    by_app = app is not None and (not labels or rarity.apps.get(app, 0) < rarity.labels.get(labels[0], ENOUGH))
     names = [f"l{number}" for number in range(len(labels))]
     names.insert(0 if by_app else len(names), "s")
     driver, *others = names

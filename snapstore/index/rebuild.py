@@ -37,7 +37,7 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
         removed = await catalog.workers.run(replacement.gone, catalog.path, beside.path)
         stop = threading.Event()
         await catalog.workers.run_stoppable(stop, replacement.replace, catalog.path, beside.path, mirror.check, stop)
-        catalog.database.complete = True
+        catalog.database.filled = True
         await catalog.workers.run(file.remove, beside.path)
         compared = Comparison(store, mirror)
         await compared.read_again(await mirror.noted())
