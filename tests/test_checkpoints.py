@@ -674,7 +674,7 @@ async def test_a_checkpoint_that_was_read_in_part_is_read_again(
     nodes: Nodes, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else whoever goes on with an interrupted rebuild asks for each of the rest."""
-    monkeypatch.setattr(checkpoints, "BATCH", 10)
+    monkeypatch.setattr(checkpoint_file, "BATCH", 10)
     bucket.add(range(50))
     await nodes[0].checkpoint()
     apply = Mirror.apply
