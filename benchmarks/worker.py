@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import inside_application, inside_floors, inside_index, older
+from benchmarks import inside_application, inside_floors, inside_index, inside_store, older
 from benchmarks.clock import Traffic, clock
 from benchmarks.stores import Sink, on
 from snapstore import Limits, SnapStore
@@ -78,6 +78,7 @@ STEPS: dict[str, Step] = {
     "read": read,
     "index": inside_index.index,
     "pages": inside_index.pages,
+    "index-on-store": inside_store.index_on_store,
     "application": inside_application.application,
     "crowd": inside_application.crowd,
     "floors": inside_floors.floors,

@@ -27,6 +27,9 @@ BENCHMARKS = {
     "index-10k": Benchmark("the index: fill, rebuild, sync, open, ask, at 10,000 snapshots", index.of(10_000)),
     "index-100k": Benchmark("the same at 100,000", index.of(100_000)),
     "index-1m": Benchmark("the same at a million, which takes many minutes to fill", index.of(1_000_000)),
+    "index-store": Benchmark(
+        "the index of 10,000 snapshots in the store itself: rebuilds, a sync, and their requests", index.on_store
+    ),
     "start": Benchmark("each command from start to end, as far as it needs no network", commands.start),
     "load": Benchmark("a service's answers and its loop's delay while it creates and restores", application.load),
     "crowd": Benchmark("memory of a service with 200 creates and restores asked for at once", application.crowd),

@@ -24,6 +24,15 @@ def of(count: int) -> Callable[[Bench], None]:
     return index
 
 
+def on_store(bench: Bench) -> None:
+    """Of a store that is there, with its requests."""
+    count = 200 if bench.quick else 10_000
+    bench.say(f"the metadata of {count:,} snapshots is put into the store")
+    command = bench.worker("index-on-store", url=bench.place.url("index"), count=count)
+    bench.run(f"index on the store {count}", "", 1, None, command)
+    bench.place.remove("index")
+
+
 def list_page(bench: Bench) -> None:
     """Ours is the mean of 200 pages, each of another label; theirs is one listing."""
     count, theirs = (1_000, 20) if bench.quick else (1_000_000, 1_000)
