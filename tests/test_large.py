@@ -120,7 +120,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Counting]:
     """The object stores that were opened during a test."""
     stores: list[Counting] = []
 
-    async def count(url: str, *, create: bool = True, s3: object = None) -> Counting:
+    async def count(url: str, **options: object) -> Counting:
         stores.append(Counting(await open_store(url)))
         return stores[-1]
 

@@ -468,10 +468,10 @@ def answering_once_known(
 ) -> None:
     """The answer comes when the store's sync has a piece of the listing, and what the index has of it."""
     left = piece
-    fetch_really = store._catalog.database.fetch
+    scan_really = store._catalog.database.scan
 
-    async def fetch(sql: str, values: Any = ()) -> Any:
-        found = await fetch_really(sql, values)
+    async def scan(sql: str, values: Any = (), **options: Any) -> Any:
+        found = await scan_really(sql, values, **options)
         nonlocal left
         left -= "max(change)" in sql
         if left == 0:
@@ -479,7 +479,7 @@ def answering_once_known(
             await task
         return found
 
-    store._catalog.database.fetch = fetch  # type: ignore[method-assign]
+    store._catalog.database.scan = scan  # type: ignore[method-assign]
 
 
 async def test_a_create_whose_row_comes_while_a_sync_runs_is_not_listed_where_it_was_deleted_meanwhile(
@@ -492,6 +492,7 @@ async def test_a_create_whose_row_comes_while_a_sync_runs_is_not_listed_where_it
         await two.delete("blog@latest")
         answering_once_known(beside, task, release, piece=2)  # what follows the last one that is listed
         await beside.sync()
+        assert task.done(), "it came while the sync ran"
         assert await indexed(beside) == await held(tmp_path / "store")
 
 
@@ -512,6 +513,7 @@ async def test_a_relabel_whose_row_comes_while_a_sync_runs_does_not_undo_a_later
         task, release = await overtaken(one, beside, folder, hooked[0])
         answering_once_known(beside, task, release)
         await beside.sync()
+        assert task.done(), "it came while the sync ran"
         assert await indexed(beside) == await held(tmp_path / "store")
 
 
