@@ -559,7 +559,7 @@ async def test_a_restore_removes_what_one_that_was_killed_has_left(house: House,
     made = await house.create()
     lay_out(house.target, kind)
     command = [sys.executable, "-c", KILLED, str(house.base), made.id, str(house.target), existing_of(kind), at]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False, timeout=20)
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False, timeout=60)
     assert done.returncode == -9, done.stderr
     (left,) = remains(house.target.parent)
     back_date(left)
@@ -889,7 +889,7 @@ async def test_a_small_archive_that_claims_much_takes_neither_all_memory_nor_all
     made = await put_foreign(store, tmp_path, archive)
     restores = "" if kind == "zeros" else "restores"
     command = [sys.executable, "-c", LISTED, str(tmp_path), made, restores]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=20)
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == ("ArchiveDamaged\n" if restores else "['header']\n")
     assert not (tmp_path / "out").exists() or restores
