@@ -710,6 +710,48 @@ async def test_a_store_that_was_closed_can_be_opened_again(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("traceless")
+async def test_another_event_loop_is_told_so_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+    limits = Limits()
+    (tmp_path / "app").mkdir()
+
+    async def elsewhere() -> None:
+        for call in (store.page(), store.create("blog", tmp_path / "app"), anext(aiter(store.list())), store.aclose()):
+            with pytest.raises(InvalidInput, match="another event loop"):
+                await call
+        other = SnapStore.open(tmp_path / "store", index=tmp_path / "index.db", limits=limits)
+        with pytest.raises(InvalidInput, match="another event loop"):
+            await other
+
+    async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db", limits=limits) as store:
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert (await store.create("blog", tmp_path / "app")).app == "blog"
+
+
+@pytest.mark.usefixtures("traceless")
+async def test_limits_serve_one_event_loop_after_another(tmp_path: Path) -> None:
+    limits = Limits()
+    store = SnapStore.open(tmp_path / "store", index=tmp_path / "index.db", limits=limits)
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "file").write_bytes(b"content")
+
+    async def crowd() -> None:
+        async with store:
+            made = await store.create("blog", tmp_path / "app")
+            await asyncio.gather(*(store.member(made.id, "file") for _ in range(40)))
+
+    for _ in range(2):
+        await asyncio.to_thread(asyncio.run, crowd())
+
+
+@pytest.mark.usefixtures("traceless")
+async def test_a_close_that_was_asked_for_wrongly_closes_nothing(tmp_path: Path) -> None:
+    async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db") as store:
+        with pytest.raises(InvalidInput, match="seconds"):
+            await store.aclose(grace="5")  # type: ignore[arg-type]
+        assert (await store.page()).snapshots == ()
+
+
+@pytest.mark.usefixtures("traceless")
 async def test_a_store_is_opened_once_however_many_open_it_at_once(tmp_path: Path) -> None:
     store = SnapStore.open(tmp_path / "store", index=tmp_path / "index.db")
     opened = await asyncio.gather(*(store.__aenter__() for _ in range(4)), return_exceptions=True)
@@ -936,3 +978,40 @@ async def test_a_job_that_has_not_begun_is_dropped_when_it_is_cancelled() -> Non
     assert await running
     workers.close()
     assert began == []
+
+
+async def test_the_folder_of_the_apps_is_looked_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="is no folder"):
+        await SnapStore.open(tmp_path / "store", index=tmp_path / "index.db", apps=tmp_path / "file")
+    make_app(tmp_path / "app")
+    async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db", apps=tmp_path / "none") as store:
+        assert "is not there (yet)" in caplog.text
+        made = await store.create("blog", tmp_path / "app")
+        with pytest.raises(InvalidInput, match="is not there: check its name"):
+            await store.restore(made.id)
+        assert not (tmp_path / "none").exists()
+        (tmp_path / "none").mkdir()
+        assert (await store.restore(made.id)).target == str(tmp_path / "none" / "blog")
+
+
+async def test_closing_waits_for_an_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def open_late(*args: Any, **options: Any) -> Any:
+        began.set()
+        await go_on.wait()
+        return await open_store(*args, **options)
+
+    monkeypatch.setattr(engine_store, "open_store", open_late)
+    store = SnapStore.open(tmp_path / "store", index=tmp_path / "index.db")
+    opening = asyncio.create_task(store.__aenter__())
+    await began.wait()
+    closing = asyncio.create_task(store.aclose())
+    await settle()
+    assert not closing.done()
+    go_on.set()
+    await opening
+    await closing
+    with pytest.raises(StoreClosed):
+        await store.page()

@@ -197,6 +197,7 @@ async def test_stores_of_one_limits_share_its_connections(
 
 
 async def test_limits_of_nothing_are_refused() -> None:
-    for limits in ({"threads": 0}, {"connections": 0}, {"memory": 0}, {"operations": 0}):
-        with pytest.raises(InvalidInput, match="1 at least"):
-            Limits(**limits)
+    for limits in ({"threads": 0}, {"connections": 0}, {"memory": "128M"}, {"operations": 2.5}):
+        (name,) = limits
+        with pytest.raises(InvalidInput, match=f"{name} is 1 or more"):
+            Limits(**limits)  # type: ignore[arg-type]

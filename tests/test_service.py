@@ -312,6 +312,9 @@ async def test_ranges_are_answered_as_rfc_9110_has_it(
         assert response.content == CONTENT[start:end]
         if status == 206:
             assert response.headers["content-range"] == f"bytes {start}-{end - 1}/{len(CONTENT)}"
+    head = await client.head(f"/snapshots/{app}@latest/files/file", headers={"Range": asked})
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(CONTENT)))
+    assert "content-range" not in head.headers
     stale = {"Range": asked, "If-Range": '"another"'}
     response = await client.get(f"/snapshots/{app}@latest/files/file", headers=stale)
     assert (response.status_code, len(response.content)) == (200, len(CONTENT))
@@ -337,7 +340,10 @@ async def test_ranges_are_answered_as_rfc_9110_has_it(
         ("POST", "/snapshots/known@latest/restore", {"app": "../x"}, 422, "InvalidInput"),
         ("POST", "/snapshots/known@latest/restore", {"app": "x", "paths": ["no"]}, 404, "MemberNotFound"),
         ("PATCH", "/snapshots/known@latest/labels", {"add": ["size:1"]}, 422, "InvalidInput"),
-        ("DELETE", "/snapshots/ffffffff", None, 404, "SnapshotNotFound"),
+        ("POST", "/snapshots/known@latest/restore", {"app": ""}, 422, "InvalidInput"),
+        ("DELETE", f"/snapshots/{uuid.UUID(int=1)}", None, 404, "SnapshotNotFound"),
+        ("DELETE", "/snapshots/ffffffff", None, 422, None),
+        ("DELETE", "/snapshots/known@latest", None, 422, None),
     ],
 )
 async def test_errors_have_their_status(

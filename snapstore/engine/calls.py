@@ -11,13 +11,21 @@ from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from snapstore.aio import drop, uninterrupted
-from snapstore.errors import StoreClosed
+from snapstore.errors import InvalidInput, StoreClosed
 
 T = TypeVar("T")
 
+_OTHER_LOOP = (
+    "the store is open on another event loop: open one for this loop too, or hand the call to the other"
+    " (asyncio.run_coroutine_threadsafe)"
+)
+
 
 class Calls:
+    """Of a store that is open on the event loop that this is made on."""
+
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._running: set[asyncio.Task[Any]] = set()
         self._callers = _Count()
         self._iterations = _Count()
@@ -34,11 +42,11 @@ class Calls:
         self._check(work, self._closed)
         return await self._run(work, undo)
 
-    @staticmethod
-    def _check(work: Coroutine[Any, Any, T], closed: bool) -> None:
-        if closed:
+    def _check(self, work: Coroutine[Any, Any, T], closed: bool) -> None:
+        elsewhere = asyncio.get_running_loop() is not self._loop  # where nothing of ours would wake it
+        if closed or elsewhere:
             work.close()
-            raise StoreClosed("the store is closed")
+            raise InvalidInput(_OTHER_LOOP) if elsewhere else StoreClosed("the store is closed")
 
     async def _run(
         self,
@@ -84,6 +92,8 @@ class Calls:
 
     async def close(self, grace: float) -> None:
         """Refuse new calls, let those under way end within ``grace`` seconds, then cancel them; wait for all."""
+        if asyncio.get_running_loop() is not self._loop and not self._loop.is_closed():
+            raise InvalidInput(_OTHER_LOOP)
         self._closed = True
         if grace > 0:
             with suppress(TimeoutError):

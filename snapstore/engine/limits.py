@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from snapstore.aio import Workers
+from snapstore.engine.arguments import check_count
 from snapstore.errors import InvalidInput, StoreClosed
 
 _FILE_THREADS = 8
@@ -18,7 +19,7 @@ _READS = 8
 
 
 class Limits:
-    """May be shared by several stores of one event loop.
+    """May be shared by several stores that are open on one event loop.
 
     ``memory`` is what snapshots and restores may hold in their buffers altogether, in bytes; one that needs more than
     that alone is still admitted when nothing else runs. ``threads`` compress and decompress (default: one a processor,
@@ -36,12 +37,12 @@ class Limits:
         connections: int = 64,
         nice: bool = True,
     ) -> None:
-        if min(memory, operations, connections, 1 if threads is None else threads) < 1:
-            raise InvalidInput("Limits need memory, threads, operations and connections of 1 at least")
         self.memory = memory
-        self.threads = threads or min(os.cpu_count() or 1, 4)
+        self.threads = min(os.cpu_count() or 1, 4) if threads is None else threads
         self.operations = operations
         self.connections = connections
+        for name in ("memory", "threads", "operations", "connections"):
+            check_count(getattr(self, name), name, 1)
         self._nice = nice
         self._free = memory
         self._running = 0
@@ -51,6 +52,7 @@ class Limits:
         self.requesting = asyncio.Semaphore(connections)
         """Held by each request to S3 while it has a connection."""
         self._users = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._compute: Workers | None = None
         self._files: Workers | None = None
 
@@ -79,11 +81,19 @@ class Limits:
         return self._files
 
     def attach(self) -> None:
-        """A store begins to use the threads."""
-        self._users += 1
-        if self._compute is None:
+        """A store begins to use the threads, on this event loop: a waiter on another one would not be woken."""
+        loop = asyncio.get_running_loop()
+        if self._users and loop is not self._loop:
+            raise InvalidInput(
+                "a store on another event loop uses these Limits: close it first, or give this one Limits of its own"
+            )
+        if self._users == 0:
+            if loop is not self._loop:  # a semaphore belongs to the loop that it was first waited for on
+                self.reading, self.requesting = asyncio.Semaphore(_READS), asyncio.Semaphore(self.connections)
+            self._loop = loop
             self._compute = Workers(self.threads, "compute", nice=self._nice)
             self._files = Workers(_FILE_THREADS, "files", nice=self._nice)
+        self._users += 1
 
     def detach(self) -> None:
         """A store has ended; the last one ends the threads."""

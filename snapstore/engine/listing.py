@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from snapstore.engine import salvage
-from snapstore.engine.arguments import check_duration, strings
+from snapstore.engine.arguments import check_count, check_duration, strings
 from snapstore.engine.opened import OpenedStore
 from snapstore.errors import InvalidInput, SnapshotNotFound
 from snapstore.index.queries import Query
@@ -73,8 +73,8 @@ class Listing(OpenedStore):
         and before ``until``; at most ``limit``, going on from ``cursor``. With ``fresh``, the index is made equal to
         the store first (see `sync`). InvalidInput.
         """
-        if limit is not None and limit < 0:
-            raise InvalidInput(f"limit is 0 or more, not {limit}")
+        if limit is not None:
+            check_count(limit, "limit", 0)
         query = _query(apps, labels, since, until)
         if fresh:
             await self.sync()
@@ -101,8 +101,7 @@ class Listing(OpenedStore):
         fresh: bool = False,
     ) -> Page:
         """One page of what `list` gives, with the cursor of the next, which stays right while snapshots come and go."""
-        if not 1 <= limit <= MAX_PAGE:
-            raise InvalidInput(f"limit is 1 to {MAX_PAGE}, not {limit}")
+        check_count(limit, "limit", 1, MAX_PAGE)
         query = _query(apps, labels, since, until)
         if fresh:
             await self.sync()

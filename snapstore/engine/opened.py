@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 from weakref import WeakValueDictionary
 
 from snapstore.aio import uninterrupted
-from snapstore.engine.arguments import check_duration
+from snapstore.engine.arguments import check_apps, check_duration, check_seconds
 from snapstore.engine.calls import Calls
 from snapstore.engine.limits import Limits
 from snapstore.engine.syncing import Syncing
@@ -28,6 +28,7 @@ class _Held(NamedTuple):
     store: ObjectStore
     catalog: Catalog
     syncing: Syncing
+    calls: Calls
 
 
 class OpenedStore:
@@ -56,11 +57,10 @@ class OpenedStore:
         self._sync_every = sync_every
         self._progress = progress
         self._opened: _Held | None = None
-        self._calls = Calls()
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By id, the snapshots that are being changed."""
-        self._closing = asyncio.Lock()
-        self._opening = asyncio.Lock()
+        self._turning = asyncio.Lock()
+        """Held while it is opened or closed: one after the other."""
 
     @classmethod
     def open(
@@ -101,7 +101,7 @@ class OpenedStore:
         )
 
     async def __aenter__(self) -> Self:
-        async with self._opening:
+        async with self._turning:
             if self._opened is not None:
                 raise InvalidInput("the store is open already")
             await self._enter()
@@ -114,6 +114,7 @@ class OpenedStore:
                 raise InvalidInput(f"sync_every is {_FASTEST.total_seconds():g} s or more, not {self._sync_every}")
         self._limits.attach()
         try:
+            await self._limits.files.run(check_apps, self._apps)
             store = await open_store(self._url, create=self._create, s3=self._s3, requesting=self._limits.requesting)
             try:
                 catalog, syncing = await self._open_catalog(store)
@@ -123,8 +124,7 @@ class OpenedStore:
         except BaseException:
             self._limits.detach()
             raise
-        self._opened = _Held(store, catalog, syncing)
-        self._calls = Calls()
+        self._opened = _Held(store, catalog, syncing, Calls())
         if self._sync_every is not None:
             syncing.start(self._sync_every)
 
@@ -152,14 +152,16 @@ class OpenedStore:
         Calls that are under way may end within ``grace`` seconds, and are cancelled then: they leave nothing behind,
         and raise StoreClosed. Nothing of ours runs any more when this returns.
         """
+        check_seconds(grace, "grace")
         await uninterrupted(self._close(grace))
 
     async def _close(self, grace: float) -> None:
-        async with self._closing:  # a second one waits for the first
-            await self._calls.close(grace)
+        async with self._turning:  # a second one waits for the first, and both for an opening
             if self._opened is None:
                 return
-            held, self._opened = self._opened, None
+            held = self._opened
+            await held.calls.close(grace)
+            self._opened = None
             try:
                 await held.syncing.aclose()
                 await held.catalog.aclose()
@@ -178,6 +180,11 @@ class OpenedStore:
         return self._catalog.path
 
     @property
+    def limits(self) -> Limits:
+        """What bounds the store: what runs and what waits can be asked of it."""
+        return self._limits
+
+    @property
     def _store(self) -> ObjectStore:
         return self._held().store
 
@@ -188,6 +195,10 @@ class OpenedStore:
     @property
     def _syncing(self) -> Syncing:
         return self._held().syncing
+
+    @property
+    def _calls(self) -> Calls:
+        return self._held().calls
 
     def _held(self) -> _Held:
         if self._opened is None:

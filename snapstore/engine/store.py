@@ -16,7 +16,7 @@ from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import LEVEL
 from snapstore.archive.restore import RestoreOptions
 from snapstore.engine import objects
-from snapstore.engine.arguments import app_folder, strings
+from snapstore.engine.arguments import app_folder, check_count, check_duration, strings
 from snapstore.engine.foreign import ForeignReader
 from snapstore.engine.listing import Listing
 from snapstore.engine.reader import ArchiveReader
@@ -84,8 +84,7 @@ class SnapStore(Listing):
         """
         if on_error not in ("fail", "skip"):
             raise InvalidInput(f"on_error is 'fail' or 'skip', not {on_error!r}")
-        if not 1 <= level <= 19:
-            raise InvalidInput(f"level is 1 to 19, not {level}")
+        check_count(level, "level", 1, 19)
         request = Request(
             app=keys.check_app(app),
             folder=os.fspath(folder) if folder is not None else app_folder(self._apps, app),
@@ -130,8 +129,9 @@ class SnapStore(Listing):
         ``start`` and ``size`` are bytes. Raises InvalidInput, MemberNotFound (also for what has no content),
         ArchiveError.
         """
-        if start < 0 or (size is not None and size < 0):
-            raise InvalidInput("start and size are not negative")
+        check_count(start, "start", 0)
+        if size is not None:
+            check_count(size, "size", 0)
         snapshot = await self.get(snapshot_id)
         async with self._reading(snapshot) as reader:
             pieces = self._calls.each(counted("read", snapshot.app, snapshot.id, reader.read(path, start, size)))
@@ -174,7 +174,9 @@ class SnapStore(Listing):
             raise InvalidInput("give a target or an app to restore into, not both")
         snapshot = await self.get(snapshot_id)
         options = RestoreOptions(
-            target=os.fspath(target) if target is not None else app_folder(self._apps, app or snapshot.app),
+            target=os.fspath(target)
+            if target is not None
+            else await self._app_target(snapshot.app if app is None else app),
             paths=tuple(strings(paths, "paths")),
             exclude=tuple(strings(exclude, "exclude")),
             drop=tuple(strings(drop, "drop")),
@@ -187,13 +189,21 @@ class SnapStore(Listing):
             work = partial(reader.restore, options, progress)
             return await self._calls.run(reported("restore", work, app=snapshot.app, snapshot_id=snapshot.id))
 
+    async def _app_target(self, app: str) -> str:
+        """An app's folder, which a restore makes where it is missing; but never the folder of all of them."""
+        folder = app_folder(self._apps, app)
+        if not await self._limits.files.run(os.path.isdir, self._apps or ""):
+            raise InvalidInput(
+                f"the folder of the applications, {self._apps}, is not there: check its name, or make it"
+            )
+        return folder
+
     async def download_url(self, snapshot_id: str, *, expires: timedelta = timedelta(hours=1)) -> str:
         """A link to the archive, a plain ``.tar.zst``. A folder store gives ``file:///…``, which does not expire.
 
         On S3, InvalidInput for less than a second or more than 7 days, and where readers need a key or have to pay.
         """
-        if not isinstance(expires, timedelta):
-            raise InvalidInput(f"expires is a timedelta, such as timedelta(hours=1), not {expires!r}")
+        check_duration(expires, "expires")
         snapshot = await self._calls.run(self._with_key(await self.get(snapshot_id)))
         assert snapshot.key is not None
         name = f"{_UNFIT_IN_NAMES.sub('_', snapshot.app)}-{snapshot.created_at:%Y%m%dT%H%M%SZ}.tar.zst"

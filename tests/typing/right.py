@@ -52,7 +52,7 @@ async def opened() -> None:
     assert_type(awaited, SnapStore)
     await awaited.aclose(grace=5)
     await awaited.aclose(grace=0.5)
-    assert_type((awaited.url, awaited.index), tuple[str, str])
+    assert_type((awaited.url, awaited.index, awaited.limits), tuple[str, str, Limits])
 
 
 async def written(store: SnapStore) -> None:

@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+from uuid import UUID
 
 import msgspec
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
@@ -32,6 +33,8 @@ log = logging.getLogger("service")
 
 GRACE = float(os.environ.get("SERVICE_GRACE", 10))
 """Seconds that creates and restores get to end in when the service is stopped."""
+WORKERS = int(os.environ.get("WEB_CONCURRENCY", 1))
+"""How many processes uvicorn starts, if it is told so by this variable and not by ``--workers``."""
 SOON = 0.3
 """Seconds that an answer waits for errors which are found at once, so that they get a status and not an event."""
 HEARTBEAT = 15.0
@@ -40,6 +43,7 @@ HEARTBEAT = 15.0
 STATUSES: tuple[tuple[type[s.SnapstoreError], int], ...] = (
     (s.NotFound, 404),
     (s.Conflict, 409),
+    (s.SourceUnreadable, 409),  # a file has gone meanwhile, say: the same again may do, or on_error="skip"
     (s.InvalidInput, 422),
     (s.StorageUnavailable, 503),  # Throttled among them
     (s.CatalogBusy, 503),
@@ -54,6 +58,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         os.environ["SNAPSTORE_URL"],
         index=os.environ["SNAPSTORE_INDEX"],
         apps=os.environ["SNAPSTORE_APPS"],
+        limits=s.Limits(memory=(128 << 20) // WORKERS, operations=max(1, 8 // WORKERS)),
         sync_every=timedelta(seconds=10),
     )
     app.state.store, app.state.jobs = store, set()
@@ -168,7 +173,7 @@ async def follow(request: Request, work: Work, if_client_leaves: IfClientLeaves)
     if job.task.done() and not job.task.cancelled():
         job.task.result()  # raises what went wrong
     at_end = job.task.cancel if if_client_leaves == "cancel" else None
-    headers = {"Cache-Control": "no-store"}
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back until it has some
     return Streamed(job.events(), at_end=at_end, media_type="text/event-stream", headers=headers)
 
 
@@ -212,12 +217,17 @@ async def file(request: Request, store: Store, snapshot_id: str, path: str) -> R
     """One file; what is in a snapshot never changes, so its id is the ETag."""
     snapshot = await store.get(snapshot_id)
     etag = f'"{snapshot.id}"'
-    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Security-Policy": "sandbox"}
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Content-Security-Policy": "sandbox",
+        "X-Content-Type-Options": "nosniff",
+    }
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     size = (await store.member(snapshot.id, path)).size
-    same = request.headers.get("if-range", etag) == etag
-    part = wanted_range(request.headers.get("range", "") if same else "", size)
+    ranged = request.method == "GET" and request.headers.get("if-range", etag) == etag  # HEAD knows no ranges
+    part = wanted_range(request.headers.get("range", "") if ranged else "", size)
     start, length = part or (0, size)
     headers["Content-Length"] = str(length)
     if part:
@@ -288,5 +298,6 @@ async def relabel(store: Store, snapshot_id: str, labels: Labels) -> Response:
 
 
 @app.delete("/snapshots/{snapshot_id}", status_code=204)
-async def delete(store: Store, snapshot_id: str) -> None:
-    await store.delete(snapshot_id)
+async def delete(store: Store, snapshot_id: UUID) -> None:
+    """By its whole id: a client that asks again for the end of ``blog@latest`` would end the one before, too."""
+    await store.delete(str(snapshot_id))
