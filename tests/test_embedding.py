@@ -5,6 +5,7 @@ store (`Gated`), and turns of the event loop drawn by lot.
 """
 
 import asyncio
+import errno
 import gc
 import os
 import random
@@ -538,7 +539,7 @@ async def test_hundreds_of_calls_share_one_budget(tmp_path: Path) -> None:
     def watch(progress: Progress) -> None:
         seen.append(limits.running)
         assert limits.running <= 5
-        assert 0 <= limits._free <= limits.memory
+        assert 0 <= limits._memory.free <= limits.memory
 
     async def one(store: SnapStore, number: int) -> None:
         app = tmp_path / f"app{number % 20}"
@@ -551,7 +552,7 @@ async def test_hundreds_of_calls_share_one_budget(tmp_path: Path) -> None:
     ):
         await asyncio.gather(*(one((one_store, two_store)[number % 2], number) for number in range(100)))
         assert max(seen) == 5
-        assert (limits.running, limits.waiting, limits._free) == (0, 0, limits.memory)
+        assert (limits.running, limits.waiting, limits._memory.free) == (0, 0, limits.memory)
         assert len([snapshot async for snapshot in one_store.list()]) == 50
     for number in range(100):
         assert (tmp_path / "out" / f"{number}" / "file").read_text() == f"{number % 20}" * 1000
@@ -577,7 +578,7 @@ async def test_turns_come_in_order_even_where_a_later_one_would_fit() -> None:
         assert order == ["first", "large", "small"]
         for end in ends.values():
             end.set()
-    assert (limits.running, limits.waiting, limits._free) == (0, 0, 100)
+    assert (limits.running, limits.waiting, limits._memory.free) == (0, 0, 100)
 
 
 async def test_more_than_all_memory_is_admitted_alone() -> None:
@@ -587,7 +588,7 @@ async def test_more_than_all_memory_is_admitted_alone() -> None:
         await settle()
         assert (limits.running, limits.waiting) == (1, 1)
     await waiting
-    assert limits._free == 100
+    assert limits._memory.free == 100
 
 
 @pytest.mark.parametrize("when", ["before", "at once", "after"])
@@ -611,7 +612,7 @@ async def test_a_waiter_that_is_cancelled_leaves_the_queue_right(when: str) -> N
     with pytest.raises(asyncio.CancelledError):
         await first
     await second
-    assert (limits.running, limits.waiting, limits._free) == (0, 0, limits.memory)
+    assert (limits.running, limits.waiting, limits._memory.free) == (0, 0, limits.memory)
 
 
 async def enter(limits: Limits) -> None:
@@ -1015,3 +1016,59 @@ async def test_closing_waits_for_an_opening(tmp_path: Path, monkeypatch: pytest.
     await closing
     with pytest.raises(StoreClosed):
         await store.page()
+
+
+async def test_closing_ends_iterations_that_are_paused(tmp_path: Path) -> None:
+    """What they hold of Limits that others share is free then."""
+    make_app(tmp_path / "app")
+    limits = Limits()
+    async with SnapStore.open(tmp_path / "other", index=tmp_path / "other.db", limits=limits):
+        store = await SnapStore.open(tmp_path / "store", index=tmp_path / "index.db", limits=limits)
+        made = await store.create("blog", tmp_path / "app")
+        members = store.members(made.id)
+        await anext(members)
+        inner = next(iter(store._calls._generators))
+        await store.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(inner)
+        with pytest.raises(StoreClosed):
+            await anext(members)
+
+
+async def test_creates_that_wait_for_their_turn_hold_no_descriptor_and_no_plan(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / "app" / f"{number}").mkdir(parents=True)
+    limits = Limits(operations=1)
+    async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db", limits=limits) as store:
+        await store.create("blog", tmp_path / "app")
+        before = len(os.listdir("/proc/self/fd"))
+        async with limits.turn():
+            creating = [asyncio.create_task(store.create("blog", tmp_path / "app")) for _ in range(20)]
+            while limits.waiting < 20:
+                await asyncio.sleep(0.01)
+            assert len(os.listdir("/proc/self/fd")) <= before + 2
+            with pytest.raises(SourceNotFound):  # which nobody has to wait for
+                await store.create("blog", tmp_path / "none")
+        assert len({report.id for report in await asyncio.gather(*creating)}) == 20
+
+
+@pytest.mark.parametrize("call", ["open", "scandir"])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+async def test_what_the_process_lacks_is_no_fault_of_a_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    """A snapshot that skips what cannot be read would lack nearly all, and be listed."""
+    make_app(tmp_path / "app")
+    async with SnapStore.open(tmp_path / "store", index=tmp_path / "index.db") as store:
+        really = getattr(os, call)
+
+        def fail(path: Any, *args: Any, **options: Any) -> Any:
+            if (call == "scandir" and isinstance(path, int)) or str(path) == "1":
+                raise OSError(number, os.strerror(number))
+            return really(path, *args, **options)
+
+        monkeypatch.setattr(os, call, fail)
+        with pytest.raises(SourceUnreadable):
+            await store.create("blog", tmp_path / "app", on_error="skip")
+        monkeypatch.undo()
+        assert [one async for one in store.list()] == []

@@ -1,15 +1,20 @@
 """What a service's logs say of snapstore's operations, and what their reports count."""
 
 import asyncio
+import json
 import logging
 import os
+import subprocess
+import uuid
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from snapstore import InvalidInput, Limits, MemberNotFound, Progress, SnapStore, TargetNotEmpty
+from snapstore.storage.urls import open_store
 from tests.conftest import BUCKET
 from tests.proxy import Answer, Delay, Proxy
 
@@ -194,6 +199,44 @@ async def test_stores_of_one_limits_share_its_connections(
     assert proxy.most_under_way == connections
     for snapshot in made:
         assert (tmp_path / snapshot.id / "large").read_bytes() == (app / "large").read_bytes()
+
+
+async def test_a_slow_reader_keeps_no_connection_from_others(
+    app: Path, tmp_path: Path, proxy: Proxy, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of an archive that others made, which is read from its beginning."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    large = os.urandom(17 << 20)
+    (app / "large").write_bytes(large)
+    url, limits = f"s3://{BUCKET}/{prefix}", Limits(connections=1)
+    raw = await open_store(url)
+    foreign = str(uuid.uuid4())
+    packed = subprocess.run(["tar", "-cf", "-", "-C", str(app), "."], check=True, capture_output=True).stdout
+    await raw.put(f"old:{foreign}:-:1600000000", zstandard.compress(packed))
+    described = {"uuid": foreign, "app_name": "old", "ts": 1600000000, "labels": ["size:1"]}
+    await raw.put(f"_metadata/{foreign}", json.dumps(described).encode())
+    await raw.aclose()
+    async with SnapStore.open(url, index=tmp_path / "index.db", limits=limits) as store:
+        made = await store.create("blog", app)
+        async with AsyncExitStack() as paused:
+            for one in (made.id, foreign) * 6:
+                reading = await paused.enter_async_context(aclosing(store.read(one, "large")))
+                assert large.startswith(await anext(reading))
+            async with asyncio.timeout(60):
+                await store.create("blog", app)
+                assert b"".join([piece async for piece in store.read(foreign, "large")]) == large
+
+
+async def test_a_read_is_one_operation_from_its_first_request_to_its_last(
+    app: Path, tmp_path: Path, proxy: Proxy, prefix: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    (app / "large").write_bytes(os.urandom(17 << 20))
+    async with SnapStore.open(f"s3://{BUCKET}/{prefix}", index=tmp_path / "index.db") as store:
+        made = await store.create("blog", app)
+        before = proxy.count()
+        assert len([piece async for piece in store.read(made.id, "large")]) == 5
+        assert kept.records[-1].__dict__["requests"] == proxy.count() - before == 6
 
 
 async def test_limits_of_nothing_are_refused() -> None:

@@ -735,7 +735,7 @@ async def test_a_link_to_an_archive(
             await store.download_url(made.id, expires=timedelta(days=8))
         with pytest.raises(InvalidInput, match=r"not 169 hours$"):
             await store.download_url(made.id, expires=timedelta(hours=169))
-        with pytest.raises(InvalidInput, match=r"timedelta\(hours=1\), not 3600$"):
+        with pytest.raises(InvalidInput, match=r"expires is a timedelta, .*, not 3600$"):
             await store.download_url(made.id, expires=3600)  # type: ignore[arg-type]
         await store.download_url(made.id, expires=timedelta(days=7))
     headers, content = await asyncio.to_thread(fetch, url)

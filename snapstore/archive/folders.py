@@ -14,7 +14,7 @@ from collections.abc import Callable
 from snapstore.archive.names import last_of, parent_of
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_AT_MOST = 64
+_OPEN_AT_MOST = 32
 
 
 class Folders:

@@ -17,7 +17,7 @@ from snapstore.archive import tar
 from snapstore.archive.frames import FRAME, RawFrame
 from snapstore.archive.names import to_text
 from snapstore.archive.plan import Plan, hard_link, member_of
-from snapstore.archive.source import FILE_FLAGS, NotRegular, Source, Xattrs, has_xattrs, read_xattrs
+from snapstore.archive.source import FILE_FLAGS, NotRegular, Source, Xattrs, has_xattrs, is_exhausted, read_xattrs
 from snapstore.errors import SourceUnreadable, reason_of
 from snapstore.model import Member, OnError, Problem
 
@@ -281,7 +281,7 @@ class Packer:
 
     def _report(self, path: str, error: OSError) -> None:
         reason = reason_of(error)
-        if self._on_error == "fail":
+        if self._on_error == "fail" or is_exhausted(error):
             raise SourceUnreadable(path, reason) from error
         gone = isinstance(error, FileNotFoundError | NotRegular)
         self.problems.append(Problem(path, "vanished" if gone else "unreadable", reason))

@@ -16,7 +16,7 @@ import msgspec
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import FRAME
 from snapstore.archive.names import MAX_PATH, depth, is_temporary, to_bytes, to_text
-from snapstore.archive.source import Source
+from snapstore.archive.source import Source, is_exhausted
 from snapstore.errors import SourceUnreadable, reason_of
 from snapstore.model import Member, MemberType, OnError, Problem
 
@@ -128,7 +128,7 @@ class _Walk:
 
     def _report(self, path: str, error: OSError) -> None:
         reason = reason_of(error)
-        if self._on_error == "fail":
+        if self._on_error == "fail" or is_exhausted(error):
             raise SourceUnreadable(path, reason) from error
         gone = isinstance(error, FileNotFoundError)
         self._problems.append(Problem(path, "vanished" if gone else "unreadable", reason))

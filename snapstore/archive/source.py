@@ -18,6 +18,8 @@ _MAX_XATTRS = 960 << 10
 _KEPT_XATTRS = ("user.", "trusted.", "security.", "system.posix_acl_")
 _NO_XATTRS = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
 
@@ -84,6 +86,11 @@ class Source:
         if len(content) > _MAX_IGNORE_FILE:
             raise InvalidInput(f"{IGNORE_FILE} is larger than {_MAX_IGNORE_FILE} bytes: is it a list of patterns?")
         return to_text(content).splitlines()
+
+
+def is_exhausted(error: OSError) -> bool:
+    """Whether it is this process that lacks descriptors or memory: no fault of the member that it was met at."""
+    return error.errno in _EXHAUSTED
 
 
 def _open_root(path: str) -> int:

@@ -30,6 +30,8 @@ class Calls:
         self._callers = _Count()
         self._iterations = _Count()
         """Those that have given an item, whether their next one is asked for now or not."""
+        self._generators: set[AsyncGenerator[Any, None]] = set()
+        """Theirs."""
         self._closed = self._over = False
 
     async def run(
@@ -86,9 +88,11 @@ class Calls:
                     if not begun:
                         begun = 1
                         self._iterations.add(1)
+                        self._generators.add(items)
                     yield item  # type: ignore[misc]
             finally:
                 self._iterations.add(-begun)
+                self._generators.discard(items)
 
     async def close(self, grace: float) -> None:
         """Refuse new calls, let those under way end within ``grace`` seconds, then cancel them; wait for all."""
@@ -103,6 +107,9 @@ class Calls:
         self._over = True
         await drop(self._running)
         await self._callers.none.wait()  # until each caller has taken back what it has to
+        for items in tuple(self._generators):  # whoever asks for the next one is told; what they hold is free
+            with suppress(RuntimeError):  # its consumer is closing it
+                await items.aclose()
 
 
 class _Count:

@@ -68,7 +68,7 @@ class ForeignReader:
     async def members(self) -> AsyncGenerator[Member, None]:
         async with self._stream() as raw:
             listed = _listed(raw)
-            while batch := await self._limits.files.run_stoppable(self._stop, _next, listed):
+            while batch := await self._limits.parsers.run_stoppable(self._stop, _next, listed):
                 for member in batch:
                     yield member
 
@@ -94,7 +94,7 @@ class ForeignReader:
             async with self._stream() as raw:
                 pieces = _content(raw, wanted, start, size)
                 try:
-                    while piece := await self._limits.files.run_stoppable(self._stop, _next_piece, pieces):
+                    while piece := await self._limits.parsers.run_stoppable(self._stop, _next_piece, pieces):
                         yield piece
                     return
                 except _HardLink as link:
@@ -109,13 +109,13 @@ class ForeignReader:
     async def restore(self, options: RestoreOptions, progress: ProgressCallback | None) -> RestoreReport:
         started = time.monotonic()
         excludes = Excludes(options.exclude)
-        files = self._limits.files
+        files, parsers = self._limits.files, self._limits.parsers
         async with restoring(self._limits, options, _MEMORY) as restoration:
             choice = EVERYTHING
             if restoration.target.merges or not options.all:
                 # By a pass of its own: what a hard link means, and whether a path is there, is known only at the end.
                 async with self._stream() as raw:
-                    kinds = await files.run_stoppable(self._stop, _kinds, raw)
+                    kinds = await parsers.run_stoppable(self._stop, _kinds, raw)
                 if not options.all:
                     choice = await self._limits.compute.run(
                         choose, kinds, self.snapshot.id, paths=options.paths, excludes=excludes, drop=options.drop
@@ -123,7 +123,7 @@ class ForeignReader:
                 wanted = ((path, kind) for path, (kind, _) in kinds.items() if path in choice)
                 await files.run(restoration.check_conflicts, wanted)
             async with self._stream() as raw:
-                await files.run_stoppable(self._stop, self._unpack, raw, restoration.writer, choice, progress)
+                await parsers.run_stoppable(self._stop, self._unpack, raw, restoration.writer, choice, progress)
         return report(restoration, self.snapshot, started)
 
     def _unpack(self, raw: Decompressed, writer: TreeWriter, choice: Choice, progress: ProgressCallback | None) -> None:

@@ -1,7 +1,8 @@
 """One budget of memory, threads and concurrent work for everything that snapstore does in a process.
 
-A snapshot or a restore is admitted once the memory that it may need is free, first come first served; from then on it
-never waits for memory, so nothing can lock up half-way. The threads live as long as some open store uses them.
+A snapshot or a restore has its turn first come, first served, then looks at what it is to do, and goes on once the
+memory that it may need is free; from then on it never waits for memory, so nothing can lock up half-way. What waits for
+its turn holds neither memory nor descriptors. The threads live as long as some open store uses them.
 """
 
 import asyncio
@@ -44,9 +45,8 @@ class Limits:
         for name in ("memory", "threads", "operations", "connections"):
             check_count(getattr(self, name), name, 1)
         self._nice = nice
-        self._free = memory
-        self._running = 0
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._turns = _Budget(operations)
+        self._memory = _Budget(memory)
         self.reading = asyncio.Semaphore(_READS)
         """Held while one piece of one file is fetched and checked: single files need not wait for whole snapshots."""
         self.requesting = asyncio.Semaphore(connections)
@@ -55,16 +55,17 @@ class Limits:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._compute: Workers | None = None
         self._files: Workers | None = None
+        self._parsers: Workers | None = None
 
     @property
     def running(self) -> int:
         """How many snapshots and restores are under way."""
-        return self._running
+        return self.operations - self._turns.free - self._memory.waiting
 
     @property
     def waiting(self) -> int:
         """How many wait for their turn."""
-        return len(self._queue)
+        return self._turns.waiting + self._memory.waiting
 
     @property
     def compute(self) -> Workers:
@@ -80,6 +81,13 @@ class Limits:
             raise StoreClosed("the store is closed")
         return self._files
 
+    @property
+    def parsers(self) -> Workers:
+        """Threads for archives that others made: they wait for the network, and so keep nobody else waiting."""
+        if self._parsers is None:
+            raise StoreClosed("the store is closed")
+        return self._parsers
+
     def attach(self) -> None:
         """A store begins to use the threads, on this event loop: a waiter on another one would not be woken."""
         loop = asyncio.get_running_loop()
@@ -93,50 +101,88 @@ class Limits:
             self._loop = loop
             self._compute = Workers(self.threads, "compute", nice=self._nice)
             self._files = Workers(_FILE_THREADS, "files", nice=self._nice)
+            self._parsers = Workers(self.operations, "parsers", nice=self._nice)
         self._users += 1
 
     def detach(self) -> None:
         """A store has ended; the last one ends the threads."""
         self._users -= 1
         if self._users == 0:
-            for workers in (self._compute, self._files):
+            for workers in (self._compute, self._files, self._parsers):
                 if workers is not None:
                     workers.close()
-            self._compute = self._files = None
+            self._compute = self._files = self._parsers = None
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator["Turn"]:
+        """Wait until fewer than ``operations`` run, then be one of them."""
+        await self._turns.take(1)
+        turn = Turn(self._memory, self.memory)
+        try:
+            yield turn
+        finally:
+            turn.end()
+            self._turns.give(1)
 
     @asynccontextmanager
     async def admit(self, memory: int) -> AsyncIterator[None]:
-        """Wait until ``memory`` bytes are free and fewer than ``operations`` run, then hold them."""
-        memory = min(memory, self.memory)
-        await self._acquire(memory)
-        try:
+        """A `turn`, with ``memory`` bytes from its beginning."""
+        async with self.turn() as turn:
+            await turn.hold(memory)
             yield
-        finally:
-            self._release(memory)
 
-    async def _acquire(self, memory: int) -> None:
+
+class Turn:
+    """One snapshot or restore that may run, and the memory that it holds."""
+
+    def __init__(self, budget: "_Budget", most: int) -> None:
+        self._budget = budget
+        self._most = most
+        self._held = 0
+
+    async def hold(self, memory: int) -> None:
+        """Wait until ``memory`` bytes are free (or all, where it is more), and hold them until the turn ends. Once."""
+        memory = min(memory, self._most)
+        await self._budget.take(memory)
+        self._held = memory
+
+    def end(self) -> None:
+        self._budget.give(self._held)
+        self._held = 0
+
+
+class _Budget:
+    """An amount of something, given out first come, first served."""
+
+    def __init__(self, amount: int) -> None:
+        self.free = amount
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    async def take(self, amount: int) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((memory, turn))
-        self._admit_next()
+        self._queue.append((amount, turn))
+        self._serve()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._release(memory)
-            elif (memory, turn) in self._queue:
-                self._queue.remove((memory, turn))
-                self._admit_next()
+                self.give(amount)
+            elif (amount, turn) in self._queue:
+                self._queue.remove((amount, turn))
+                self._serve()
             raise
 
-    def _release(self, memory: int) -> None:
-        self._free += memory
-        self._running -= 1
-        self._admit_next()
+    def give(self, amount: int) -> None:
+        self.free += amount
+        self._serve()
 
-    def _admit_next(self) -> None:
-        while self._queue and self._running < self.operations and self._queue[0][0] <= self._free:
-            memory, turn = self._queue.popleft()
+    def _serve(self) -> None:
+        while self._queue and self._queue[0][0] <= self.free:
+            amount, turn = self._queue.popleft()
             if not turn.done():
-                self._free -= memory
-                self._running += 1
+                self.free -= amount
                 turn.set_result(None)

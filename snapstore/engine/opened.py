@@ -166,8 +166,10 @@ class OpenedStore:
                 await held.syncing.aclose()
                 await held.catalog.aclose()
             finally:
-                await held.store.aclose()
-                self._limits.detach()
+                try:
+                    await held.store.aclose()
+                finally:
+                    self._limits.detach()
 
     @property
     def url(self) -> str:

@@ -63,6 +63,7 @@ class ArchiveReader:
         async with self._limits.reading:
             contents = await self._contents()
         member, selection = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)
+        del contents  # a slow reader shall not hold it: it has a line for each member
         end = member.size if size is None else min(member.size, start + size)
         if start >= end:
             return
@@ -73,6 +74,7 @@ class ArchiveReader:
             async with self._limits.reading:
                 body = await self._fetch(wanted.frame.entry.offset, wanted.frame.entry.size)
                 content = await self._limits.compute.run(unpack.content, wanted, body, start, end)
+            del body
             yield content
 
     async def restore(self, options: RestoreOptions, progress: ProgressCallback | None) -> RestoreReport:

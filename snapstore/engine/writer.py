@@ -90,12 +90,14 @@ class SnapshotWriter:
     async def write(self) -> SnapshotReport:
         started = time.monotonic()
         try:
-            try:
-                plan = await self._plan()
-                async with self._limits.admit(self._memory(plan)):
+            await self._limits.files.run(self._look)
+            async with self._limits.turn() as turn:
+                try:
+                    plan = await self._plan()
+                    await turn.hold(self._memory(plan))
                     snapshot, packer = await self._upload(plan)
-            finally:
-                await uninterrupted(self._limits.files.run(self._close))
+                finally:
+                    await uninterrupted(self._limits.files.run(self._close))
             await self._commit(snapshot)
         except BaseException:
             await uninterrupted(self.undo())
@@ -111,6 +113,10 @@ class SnapshotWriter:
             sockets=plan.sockets,
             seconds=time.monotonic() - started,
         )
+
+    def _look(self) -> None:
+        """Whether there is such a folder: nobody shall have to wait for a turn to learn that there is none."""
+        Source(self._request.folder).close()
 
     def _scan(self) -> Plan:
         self._source = Source(self._request.folder)

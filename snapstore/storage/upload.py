@@ -57,7 +57,11 @@ class MultipartUpload:
             await self._collect(asyncio.FIRST_EXCEPTION)
         if self._sending:
             await self._collect(asyncio.ALL_COMPLETED)
-        info = await self._store.complete_upload(self._key, self._upload_id, self._parts)
+        # One that was cut off on its way could still be applied, after the object was taken back.
+        return await ended(self._complete(self._upload_id))
+
+    async def _complete(self, upload_id: str) -> ObjectInfo:
+        info = await self._store.complete_upload(self._key, upload_id, self._parts)
         self._upload_id = None
         return info
 

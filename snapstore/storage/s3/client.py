@@ -50,8 +50,8 @@ class Client:
         extras: Mapping[str, str],
         requesting: asyncio.Semaphore,
     ) -> None:
-        self.requesting = requesting
-        """Held while a request has a connection; waited for outside of deadlines, as that is no fault of a server."""
+        self._requesting = (asyncio.Semaphore(options.connections), requesting)
+        """Of this store, and of all that share one."""
         self._client = client
         self._stack = stack
         self._bucket = bucket
@@ -61,11 +61,20 @@ class Client:
 
     async def call(self, operation: str, key: str | None, **parameters: Any) -> dict[str, Any]:
         """One request, with its repetitions; ``key`` is for errors."""
-        async with self.requesting:
+        if operation in _TIDYING:
+            return await self.ask(operation, key, **parameters)
+        async with self.connection():
             return await self.ask(operation, key, **parameters)
 
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[None]:
+        """Held while a request has a connection; waited for outside of deadlines, as that is no fault of a server."""
+        own, shared = self._requesting
+        async with own, shared:
+            yield
+
     async def ask(self, operation: str, key: str | None, **parameters: Any) -> dict[str, Any]:
-        """`call`, by somebody who holds ``requesting``, since the answer's body is still to be read."""
+        """`call`, by somebody who has a `connection`, since the answer's body is still to be read."""
         known = self._client.meta.service_model.operation_model(operation).input_shape.members
         extras = {name: value for name, value in self._extras.items() if name in known}
         method = getattr(self._client, _METHODS[operation])
@@ -115,6 +124,8 @@ class Client:
         await self._stack.aclose()
 
 
+_TIDYING = ("AbortMultipartUpload", "DeleteObject", "DeleteObjects")
+"""They take back what must not stay, in little time: they do not wait for others' connections."""
 _METHODS = {
     "AbortMultipartUpload": "abort_multipart_upload",
     "CompleteMultipartUpload": "complete_multipart_upload",

@@ -44,19 +44,14 @@ class Download:
     async def read(self) -> bytes:
         """All of it, in memory; within the deadline of a request for so many bytes."""
         async with (
-            self._client.requesting,
+            self._client.connection(),
             self._client.deadline("GetObject", self._key, self._size),
             aclosing(self._pieces()) as pieces,
         ):
             return b"".join([piece async for piece in pieces])
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """Its bytes, in pieces of at most 1 MiB."""
-        async with self._client.requesting, aclosing(self._pieces()) as pieces:
-            async for piece in pieces:
-                yield piece
-
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
+        """Its bytes, in pieces of at most 1 MiB."""
         failures, since = 0, self._position
         while True:
             answer = await self._ask()

@@ -15,7 +15,6 @@ import asyncio
 import importlib
 import logging
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-from contextlib import aclosing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -55,6 +54,9 @@ _Failures = list[StorageError]
 _THREADS = 2
 _INLINE = 64 << 10
 """Bodies up to this size are digested on the loop: in less time than a thread takes to be asked."""
+_STREAM = 4 << 20
+"""Bytes that one request of a stream asks for."""
+_PIECE = 1 << 20
 _DELETES = 1000
 _PAGE = 1000
 """What AWS gives at most; JuiceFS gives 4,500 where nothing is asked for."""
@@ -198,10 +200,19 @@ class S3Store:
         return Body(b"", info.etag)
 
     async def stream(self, key: str, *, if_match: str | None = None) -> AsyncGenerator[bytes, None]:
-        download = await self._download(key, 0, None, if_match)
-        async with aclosing(download.pieces()) as pieces:
-            async for piece in pieces:
-                yield piece
+        # Range by range: a consumer that stops half-way, or is slow, holds no connection.
+        body = await self.get(key, size=_STREAM, if_match=if_match)
+        position = 0
+        while body.content:
+            for start in range(0, len(body.content), _PIECE):
+                yield body.content[start : start + _PIECE]
+            position += len(body.content)
+            if len(body.content) < _STREAM:
+                return
+            try:
+                body = await self.get(key, start=position, size=_STREAM, if_match=body.etag)
+            except (ObjectNotFound, PreconditionFailed) as error:
+                raise StorageError(f"{key!r} was deleted or replaced while it was read", key) from error
 
     async def _download(self, key: str, start: int, size: int | None, if_match: str | None) -> "Download":
         name = self._name(key)
