@@ -1063,7 +1063,7 @@ async def test_what_the_process_lacks_is_no_fault_of_a_member(
         really = getattr(os, call)
 
         def fail(path: Any, *args: Any, **options: Any) -> Any:
-            if (call == "scandir" and isinstance(path, int)) or str(path) == "1":
+            if isinstance(path, int) or os.fsdecode(path) == "1":
                 raise OSError(number, os.strerror(number))
             return really(path, *args, **options)
 

@@ -6,6 +6,7 @@ Both directions run in any thread; zstandard and BLAKE3 release the GIL, so fram
 import struct
 import threading
 from collections.abc import Sequence
+from mmap import mmap
 from typing import NamedTuple
 
 import msgspec
@@ -30,12 +31,15 @@ _SEEK_FOOTER_MAGIC = 0x8F92EAB1
 _local = threading.local()
 
 
+Buffer = bytearray | mmap
+
+
 class RawFrame:
     """Tar bytes of one frame: the first ``length`` of ``buffer``."""
 
     __slots__ = ("buffer", "content", "length", "members")
 
-    def __init__(self, buffer: bytearray) -> None:
+    def __init__(self, buffer: Buffer) -> None:
         self.buffer = buffer
         self.length = 0
         self.members: list[Member] = []

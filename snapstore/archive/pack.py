@@ -9,12 +9,13 @@ import errno
 import os
 from collections import deque
 from collections.abc import Generator, Iterator
+from mmap import mmap
 from stat import S_IMODE, S_ISREG
 
 import msgspec
 
 from snapstore.archive import tar
-from snapstore.archive.frames import FRAME, RawFrame
+from snapstore.archive.frames import FRAME, Buffer, RawFrame
 from snapstore.archive.names import to_text
 from snapstore.archive.plan import Plan, hard_link, member_of
 from snapstore.archive.source import FILE_FLAGS, NotRegular, Source, Xattrs, has_xattrs, is_exhausted, read_xattrs
@@ -29,20 +30,24 @@ _ZEROS = bytes(FRAME)
 
 
 class Buffers:
-    """Frame buffers, used again and again: making one costs more than filling it. Any thread may take and give."""
+    """Frame buffers, used again and again: making one costs more than filling it. Any thread may take and give.
+
+    They come from the system and go back to it at once: malloc keeps blocks of this size, in an arena for each thread,
+    and thirty snapshots and restores together took 226 MiB in place of 152.
+    """
 
     def __init__(self) -> None:
-        self._free: deque[bytearray] = deque()
+        self._free: deque[Buffer] = deque()
 
-    def take(self, size: int = FRAME) -> bytearray:
+    def take(self, size: int = FRAME) -> Buffer:
         if size > FRAME + _HEADROOM:
-            return bytearray(size)  # headers with large attributes; rare, so not kept
+            return mmap(-1, size)  # headers with large attributes; rare, so not kept
         try:
             return self._free.pop()
         except IndexError:
-            return bytearray(FRAME + _HEADROOM)
+            return mmap(-1, FRAME + _HEADROOM)
 
-    def give(self, buffer: bytearray) -> None:
+    def give(self, buffer: Buffer) -> None:
         if len(buffer) == FRAME + _HEADROOM:
             self._free.append(buffer)
 
@@ -271,7 +276,7 @@ class Packer:
         self._begin_frame(self._buffers.take())
         return full
 
-    def _begin_frame(self, buffer: bytearray) -> None:
+    def _begin_frame(self, buffer: Buffer) -> None:
         self._frame = RawFrame(buffer)
         self._view = memoryview(buffer)
 
