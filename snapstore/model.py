@@ -137,9 +137,10 @@ class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class Progress(msgspec.Struct, frozen=True):
     """How far a long call has come. Totals are what the walk found, and 0 where nothing is known beforehand."""
 
-    phase: Literal["scan", "pack", "restore", "load", "rebuild", "archives", "checkpoint"]
-    """``load`` is the reading of checkpoints, ``rebuild`` of the store's metadata, also by a sync; ``archives`` is the
-    listing of archives; ``checkpoint`` the writing of checkpoints. ``members`` counts snapshots (or objects) there."""
+    phase: Literal["scan", "pack", "restore", "load", "rebuild", "replace", "archives", "checkpoint"]
+    """``load`` is the reading of checkpoints, ``rebuild`` of the store's metadata, also by a sync; in ``replace`` the
+    new index takes the old one's place; ``archives`` is the listing of archives; ``checkpoint`` the writing of
+    checkpoints. ``members`` counts snapshots there, or objects that are listed."""
     members: int
     total_members: int
     bytes: int
@@ -230,6 +231,8 @@ class SyncReport(OperationReport, frozen=True, kw_only=True):
     """Rows that were dropped, as their snapshots are gone; of a rebuild, those of the old index alone."""
     problems: tuple[str, ...]
     """What could not be understood, or does not belong together, a sentence each."""
+    checkpoints: int = 0
+    """Checkpoints that a rebuild has written, as many snapshots stood in none."""
     from_checkpoints: int = 0
     """Snapshots that a new index has from checkpoints, as these had them as they are now."""
     recent: int = 0

@@ -129,7 +129,7 @@ def test_options_come_before_the_environment_before_the_default(shell: Shell) ->
     ("arguments", "status", "help_in_it"),
     [
         (["show", "0199"], 1, "snapstore list"),
-        (["show", "blog@latest"], 1, "no such snapshot"),
+        (["show", "blog@latest"], 1, "there are no snapshots of 'blog'"),
         (["create", "blog", "nowhere"], 1, "is not there"),
         (["create", "blog"], 2, "--apps"),
         (["create", "_blog", "apps/blog"], 2, "does not begin with '_'"),
@@ -141,7 +141,7 @@ def test_options_come_before_the_environment_before_the_default(shell: Shell) ->
         (["list", "--url", "apps"], 1, "not a snapstore"),
         (["list", "--url", "apps/blog/index.html"], 1, "is a file"),
         (["delete"], 2, "--app"),
-        (["delete", "--app", "blog"], 2, "--yes"),
+        (["delete", "--app", "blog"], 1, "has no snapshots"),
         (["link", "blog@latest", "--expires", "soon"], 2, "12h"),
         (["list", "--url", "s3:snapshots/pre"], 2, "s3://bucket/prefix"),
         (["list", "--url", "s3://bucket?part_size=16MiB"], 2, "part_size is bytes"),
@@ -309,6 +309,14 @@ def test_a_listing_that_finds_nothing_says_which_name_is_unknown(shell: Shell, a
     done = shell("list", *asked)
     assert (done.returncode, done.stdout) == (0, "")
     assert told in done.stderr
+
+
+def test_nothing_is_deleted_where_nobody_can_be_asked(shell: Shell) -> None:
+    shell("create", "blog", "apps/blog")
+    done = shell("delete", "--app", "blog")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "add --yes" in done.stderr
+    assert len(shell("list").stdout.splitlines()) == 1
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -497,7 +505,7 @@ def test_a_terminal_sees_how_far_the_filling_of_a_new_index_has_come(shell: Shel
     os.close(primary)
     assert done.returncode == 0
     assert "Opening" in shown
-    assert "Reading 1" in shown
+    assert "Putting in place 1 snapshots" in shown
 
 
 SLOW_DOCTOR = """

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,16 @@ async def test_the_index_says_how_much_it_holds_and_how_old_that_is(
     assert before.synced_at is not None
     assert after.synced_at is not None
     assert before.synced_at < after.synced_at
+
+
+async def test_a_window_may_reach_further_back_than_time(nodes: tuple[SnapStore, SnapStore], tmp_path: Path) -> None:
+    one, two = nodes
+    made = await two.create("blog", tmp_path / "app")
+    for window in (timedelta(days=900_000), timedelta.max):
+        report = await one.sync(recent=window)
+        assert made.id in await ids(one)
+        assert report.snapshots == len(await ids(one))  # of the index, whatever the window
+    assert (await one.sync(recent=timedelta(0))).snapshots == len(await ids(one))
 
 
 async def test_durations_are_timedeltas(nodes: tuple[SnapStore, SnapStore], tmp_path: Path) -> None:

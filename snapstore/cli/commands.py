@@ -119,7 +119,11 @@ async def list_(
     ] = [],  # noqa: B006
     label: LabelFilters = [],  # noqa: B006
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Taken then or later: 2026-01-31, 2026-01-31T12:00, or 7d (ago).")
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Taken then or later: 2026-01-31, 2026-01-31T12:00 (local time), or so long ago: 30m, 12h, 7d, 2w.",
+        ),
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="TIME", help="Taken before then.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MAX_PAGE, help="At most so many.")] = _PAGE,
@@ -194,7 +198,10 @@ async def labels(
     key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="The values of this key.")] = None,
 ) -> None:
     """List the keys of labels, or all labels of one key, and how many snapshots have each."""
-    _counts(session, "LABEL", await session.store.labels(key))
+    found = await session.store.labels(key)
+    _counts(session, "LABEL", found)
+    if key is not None and not found:
+        session.out.note(f"no snapshot has a label with the key {shown(key)}; `snapstore labels` lists the keys in use")
 
 
 def _counts(session: Session, title: str, counts: Sequence[Count]) -> None:
@@ -363,8 +370,9 @@ async def delete(
     if bool(snapshot_ids) == (of_app is not None):
         raise InvalidInput("say what to delete: either one or more IDs, or --app APP for all of an application's")
     if of_app is not None:
-        if not yes:
-            _confirm(f"Delete all snapshots of {shown(of_app)}?")
+        number = sum(found.snapshots for found in await session.store.apps() if found.name == of_app)
+        if number and not yes:
+            _confirm(f"Delete {count(number, 'snapshot')} of {shown(of_app)} from {session.store.url}?")
         deleted = list(await session.store.delete_app(of_app))
     else:
         found = [await session.store.get(snapshot_id) for snapshot_id in dict.fromkeys(snapshot_ids)]

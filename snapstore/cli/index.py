@@ -13,7 +13,7 @@ from snapstore.model import SalvageReport, SyncReport
 app = typer.Typer(help="The local label index: a cache of the store's metadata.", no_args_is_help=True)
 
 _KEEPS = "what was read into the index: the next one goes on from there"
-_REBUILD_KEEPS = f"metadata that was written anew, and {_KEEPS}"
+_REBUILD_KEEPS = f"what --from-archives has written, and {_KEEPS}"
 
 
 @command(app, "status")
@@ -28,7 +28,7 @@ async def status(session: Session) -> None:
         ("covered", f"{found.covered:,} of them in checkpoints"),
         (
             "problems",
-            f"{found.problems:,} objects where metadata belongs that cannot be understood"
+            f"{found.problems:,} objects where metadata belongs that cannot be understood: `index sync` names them"
             if found.problems
             else "none",
         ),
@@ -90,9 +90,10 @@ def _tell(session: Session, report: SyncReport) -> int:
     for problem in report.problems:
         session.out.warn(shown(problem))
     copied = f"{report.from_checkpoints:,} from checkpoints, " if report.from_checkpoints else ""
+    written = f" {count(report.checkpoints, 'checkpoint')} written," if report.checkpoints else ""
     session.out.say(
         f"{count(report.snapshots, 'snapshot')} in {session.store.index}: {copied}{report.read:,} read,"
-        f" {report.removed:,} dropped, {report.seconds:.1f} s"
+        f" {report.removed:,} dropped,{written} {report.seconds:.1f} s"
     )
     if report.recent:
         session.out.note(_young(report.recent))

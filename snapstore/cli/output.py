@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 _LEAST_WIDTH = 120
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _PHASES = {
-    "scan": "Scanning",
-    "pack": "Packing",
-    "restore": "Restoring",
-    "load": "Reading checkpoints",
-    "rebuild": "Reading",
-    "archives": "Listing archives",
-    "checkpoint": "Writing",
+    "scan": ("Scanning", "members"),
+    "pack": ("Packing", "members"),
+    "restore": ("Restoring", "members"),
+    "load": ("Reading checkpoints:", "snapshots"),
+    "rebuild": ("Reading", "snapshots"),
+    "replace": ("Putting in place", "snapshots"),
+    "archives": ("Listing", "objects"),
+    "checkpoint": ("Writing a checkpoint:", "snapshots"),
 }
 
 
@@ -138,12 +139,14 @@ class Output:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[amount]}"))
         bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
         with bar:
-            task = bar.add_task("Scanning", total=None, amount="")
+            task = bar.add_task("", total=None, amount="")
 
             def show(progress: Progress) -> None:
-                counted = f"{_PHASES[progress.phase]} {progress.members:,}"
+                doing, what = _PHASES[progress.phase]
+                counted = f"{doing} {progress.members:,}"
                 if progress.total_members > progress.members:
                     counted += f" of {progress.total_members:,}"
+                counted += f" {what}"
                 total = progress.total_bytes or None
                 amount = size(progress.bytes) + (f" of {size(total)}" if total else "") if progress.bytes else ""
                 bar.update(task, description=counted, completed=progress.bytes, total=total, amount=amount)

@@ -51,10 +51,13 @@ class Listing(OpenedStore):
         """The newest snapshot of an app that has all ``labels``. SnapshotNotFound where there is none."""
         page = await self.page(apps=[app], labels=labels, limit=1)
         if not page.snapshots:
-            raise SnapshotNotFound(
-                f"{app}@latest", f"app {app!r} has no such snapshot: `snapstore list` shows what there is"
-            )
+            raise SnapshotNotFound(f"{app}@latest", await self._why_no_latest(app))
         return page.snapshots[0]
+
+    async def _why_no_latest(self, app: str) -> str:
+        if (await self.page(apps=[app], limit=1)).snapshots:
+            return f"app {app!r} has no snapshot with all of these labels: `snapstore list {app}` shows what it has"
+        return f"there are no snapshots of {app!r}: `snapstore apps` lists those that have some"
 
     async def list(
         self,

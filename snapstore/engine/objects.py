@@ -27,16 +27,21 @@ async def with_key(store: ObjectStore, catalog: Catalog, snapshot: Snapshot) -> 
     async for page in store.list(keys.older_archive_prefix(snapshot.app, snapshot.id)):
         for info in page:
             return msgspec.structs.replace(snapshot, key=info.key)
-    await drop_if_gone(store, catalog, snapshot)
-    raise SnapshotNotFound(snapshot.id, f"the archive of snapshot {snapshot.id} is not in the store")
+    raise await without_archive(store, catalog, snapshot)
 
 
-async def drop_if_gone(store: ObjectStore, catalog: Catalog, snapshot: Snapshot) -> None:
-    """Another node may have deleted it: then it is no longer listed here either."""
+async def without_archive(store: ObjectStore, catalog: Catalog, snapshot: Snapshot) -> SnapshotNotFound:
+    """What to raise. Another node may have deleted the snapshot: then it is no longer listed here either."""
     try:
         await store.head(keys.metadata_key(snapshot.id))
     except ObjectNotFound:
         await catalog.remove([keys.id_bytes(snapshot.id)])
+        return SnapshotNotFound(snapshot.id, f"snapshot {snapshot.id} was deleted meanwhile")
+    return SnapshotNotFound(
+        snapshot.id,
+        f"the archive of snapshot {snapshot.id} is not in the store: `snapstore delete {snapshot.id}` removes what is"
+        " left of it",
+    )
 
 
 async def delete(store: ObjectStore, catalog: Catalog, snapshot: Snapshot, key: str | None) -> None:

@@ -284,8 +284,7 @@ class SnapStore(Listing):
             error.key = error.key or snapshot.key
             raise
         except ObjectNotFound as error:
-            await self._calls.run(objects.drop_if_gone(self._store, self._catalog, snapshot))
-            raise SnapshotNotFound(snapshot.id, f"the archive of snapshot {snapshot.id} is not in the store") from error
+            raise await self._calls.run(objects.without_archive(self._store, self._catalog, snapshot)) from error
 
     async def _with_key(self, snapshot: Snapshot) -> Snapshot:
         return await objects.with_key(self._store, self._catalog, snapshot)

@@ -5,6 +5,7 @@ import logging
 import math
 import random
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
@@ -92,15 +93,28 @@ class Syncing:
     async def _rebuild(self, archives: bool, progress: ProgressCallback | None) -> SyncReport:
         async with turn(self._catalog.path):
             report = await self._read_anew(progress)
-            await self._checkpoint_if_worth_it()
-        if not archives:
-            return report
+            began = time.monotonic()
+            written = await self._checkpoint_if_worth_it(progress)
+        problems: Sequence[str] = ()
+        recent = 0
+        if archives:
+            problems, recent = await self._look_at_archives(progress)
+        return msgspec.structs.replace(
+            report,
+            problems=(*report.problems, *problems),
+            recent=recent,
+            checkpoints=written,
+            seconds=report.seconds + time.monotonic() - began,
+        )
+
+    async def _look_at_archives(self, progress: ProgressCallback | None) -> tuple[Sequence[str], int]:
+        """What does not belong together, and how many archives may still get their metadata."""
         with closing(Archives(self._store, self._catalog)) as found:
             await found.collect(progress)
             problems = await found.problems()
         for problem in problems:
             log.warning("%s", problem)
-        return msgspec.structs.replace(report, problems=(*report.problems, *problems), recent=found.recent)
+        return problems, found.recent
 
     async def _read_anew(self, progress: ProgressCallback | None) -> SyncReport:
         """One that was just built, because it was lost or damaged, is not built twice: a sync makes it as good."""
@@ -125,13 +139,16 @@ class Syncing:
                 await sync.sync(self._store, self._catalog, progress)
             return await checkpoints.write(self._store, self._catalog, progress)
 
-    async def _checkpoint_if_worth_it(self) -> None:
+    async def _checkpoint_if_worth_it(self, progress: ProgressCallback | None = None) -> int:
+        """How many were written."""
         count = await self._catalog.mirror.count()
+        least = max(_WORTH_A_CHECKPOINT, int(count * _SHARE))
         try:
-            await checkpoints.write(self._store, self._catalog, least=max(_WORTH_A_CHECKPOINT, int(count * _SHARE)))
+            return (await checkpoints.write(self._store, self._catalog, progress, least=least)).written
         except SnapstoreError as error:
             # They save time, and are never needed; who may only read cannot write them.
             log.info("no checkpoint was written: %s", error)
+            return 0
 
     def start(self, every: timedelta) -> None:
         """Sync in the background from now on, until `aclose`."""

@@ -137,7 +137,7 @@ class Archives:
         """What does not belong together, a sentence each; all of it asked for once more in the bucket."""
         orphans = [
             f"{archive.info.key}: an archive without metadata, which no listing shows: `snapstore index rebuild"
-            " --from-archives` brings its snapshot back"
+            " --from-archives` shows whether its snapshot can be brought back"
             for archive in await self.without_metadata()
         ]
         strays = [_strays(self._strays, self._stray)] if self._strays else []
@@ -162,7 +162,10 @@ class Archives:
             snapshot = await self._catalog.find(keys.id_text(snapshot_id))
             if snapshot is not None and not await self._is_there(snapshot):
                 key = keys.metadata_key(snapshot.id)
-                found.append(f"{key}: the archive of this snapshot is not in the store: it cannot be restored")
+                found.append(
+                    f"{key}: the archive of this snapshot is not in the store: it cannot be restored, and `snapstore"
+                    " delete` removes it"
+                )
 
         missing = await self._catalog.workers.run(self._missing)
         await run_all((ask(snapshot_id) for snapshot_id in missing), at_once=_AT_ONCE)

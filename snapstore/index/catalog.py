@@ -56,7 +56,7 @@ class Catalog:
 
     async def page(self, query: Query, limit: int, cursor: str | None = None) -> Page:
         """Up to ``limit`` snapshots that fit, newest first, going on from ``cursor``. InvalidInput for a bad one."""
-        after = rows.parse_cursor(cursor) if cursor else None
+        after = rows.parse_cursor(cursor) if cursor is not None else None
         rarity = Rarity()
         if count := counting(query):
             [counts] = await self.database.fetch(count.sql, count.values)

@@ -28,7 +28,8 @@ _LOCKED_SECONDS = 0.5
 """Of those, how long a thread waits at a time."""
 _SMALLEST = 512
 """Bytes of a database: a page."""
-_OTHER_FILE = "move it away, or give another file (index=, --index, SNAPSTORE_INDEX)"
+_GIVEN = "(index=, --index, SNAPSTORE_INDEX)"
+_OTHER_FILE = f"move it away, or give another file {_GIVEN}"
 _SUFFIXES = ("", "-wal", "-shm")
 """The files of an index: itself, and what SQLite keeps beside it."""
 _ENDS = (
@@ -171,7 +172,11 @@ def _make(path: str) -> None:
         size = os.path.getsize(path)
     except OSError as error:
         reason = reason_of(error)
-        raise CatalogError(path, f"the index {path!r} cannot be opened ({reason}): {_OTHER_FILE}") from error
+        raise CatalogError(
+            path, f"the index {path!r} cannot be opened ({reason}): give another file {_GIVEN}"
+        ) from error
+    if os.path.isdir(path):
+        raise CatalogError(path, f"the index {path!r} is a folder: give a file {_GIVEN}")
     if 0 < size < _SMALLEST:  # which SQLite would take for an empty one
         raise _other_file(path)
 

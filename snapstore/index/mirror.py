@@ -26,6 +26,8 @@ SELECT * FROM (SELECT id, etag, 1 FROM snapshot WHERE id > ?1 AND id <= ?2 ORDER
 UNION ALL SELECT * FROM (SELECT id, etag, 0 FROM problem WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3)
 UNION ALL SELECT NULL, coalesce(max(change), 0), 0 FROM local_change
 """
+_LONGEST = timedelta(days=365_000)
+"""A window beyond this is all of time."""
 _AT_ONCE = 2000
 """Ids that are told at a time, and so dropped at most in one transaction."""
 
@@ -116,7 +118,7 @@ class Mirror:
         if sync != self._sync:
             raise CatalogError(
                 self._database.path,
-                f"another file took the place of the index {self._database.path!r} while it was synced: sync again",
+                f"another file took the place of the index {self._database.path!r} while it was filled: do it again",
             )
 
     async def known(self, after: bytes, upto: bytes | None) -> Known:
@@ -216,7 +218,7 @@ class Mirror:
 
     async def finish_recent(self, began: datetime, window: timedelta) -> None:
         """It holds all that was begun so long before the sync before this one, or since."""
-        values = [rows.microseconds(began), window // timedelta(microseconds=1)]
+        values = [rows.microseconds(began), min(window, _LONGEST) // timedelta(microseconds=1)]
 
         async def change(connection: Connection) -> None:
             await self._check(connection)

@@ -15,7 +15,7 @@ from snapstore.index.comparison import Comparison
 from snapstore.index.database import Database
 from snapstore.index.sync import all_spans
 from snapstore.index.walk import walk
-from snapstore.model import ProgressCallback, SyncReport
+from snapstore.model import Progress, ProgressCallback, SyncReport
 from snapstore.objectstore import ObjectStore
 
 _ABANDONED = 24 * 3600.0
@@ -34,6 +34,8 @@ async def rebuild(store: ObjectStore, catalog: Catalog, progress: ProgressCallba
             report = await _fill(store, beside, progress)
         finally:
             await uninterrupted(beside.aclose())
+        if progress is not None:
+            progress(Progress("replace", report.snapshots, report.snapshots, 0, 0))
         removed = await catalog.workers.run(replacement.gone, catalog.path, beside.path)
         stop = threading.Event()
         await catalog.workers.run_stoppable(stop, replacement.replace, catalog.path, beside.path, mirror.check, stop)

@@ -7,6 +7,8 @@ is kept of either.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from snapstore.index.catalog import Catalog
 from snapstore.index.comparison import TOLD, Comparison
 from snapstore.index.mirror import Mirror
@@ -15,6 +17,7 @@ from snapstore.keys import first_id
 from snapstore.model import ProgressCallback, SyncReport
 from snapstore.objectstore import ObjectStore
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCKS = timedelta(days=1)
 """By how much the clock of another node, whose ids these are, may be ahead of ours."""
 
@@ -49,7 +52,8 @@ async def sync(
         else:
             assert recent is not None
             await mirror.finish_recent(began, recent)
-    return await compared.report()
+    report = await compared.report()
+    return report if recent_spans is None else msgspec.structs.replace(report, snapshots=await mirror.count())
 
 
 async def nothing_done(catalog: Catalog) -> SyncReport:
@@ -63,7 +67,11 @@ async def nothing_done(catalog: Catalog) -> SyncReport:
 async def _recent_spans(mirror: Mirror, now: datetime, window: timedelta) -> Sequence[Span] | None:
     """The ids of what was begun within so long before the last sync, or since; None where there was none."""
     last = (await mirror.synced()).latest
-    return None if last is None else [Span(first_id(min(last, now) - window), first_id(now + _CLOCKS))]
+    if last is None:
+        return None
+    last = min(last, now)
+    since = last - min(window, last - _EPOCH)
+    return [Span(first_id(since), first_id(now + _CLOCKS))]
 
 
 async def all_spans(store: ObjectStore, mirror: Mirror) -> Sequence[Span]:

@@ -377,9 +377,10 @@ class LocalStore:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFull(f"no space left for {self._root!r}: free some, then try again", key) from error
+            what = f"{key!r} in the store {self._root!r}" if key else f"the store {self._root!r}"
             raise StorageError(
-                f"the store {self._root!r} cannot be used ({reason_of(error)}): check its permissions, or give another"
-                " one (--url, SNAPSTORE_URL)",
+                f"{what} cannot be used ({reason_of(error)}): check its permissions, or give another one (--url,"
+                " SNAPSTORE_URL)",
                 key,
             ) from error
 
