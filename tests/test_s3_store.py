@@ -52,6 +52,7 @@ class TestRclone(ServerContract):
     supports_completed_etags = Unsupported("rclone answers a completion with another ETag than the object then has")
     supports_conditional_writes = Unsupported("rclone ignores If-Match and If-None-Match on PutObject")
     supports_copy = Unsupported("rclone answers UploadPartCopy without an ETag, and stores an empty part")
+    supports_cut_overwrites = Unsupported("rclone writes a body over the old one, and shows what there is of it")
     supports_paths_beside_objects = Unsupported(
         "rclone keeps keys as paths: deleting a folder answers 500, deleting below an object removes the object"
     )
