@@ -460,9 +460,10 @@ def test_a_terminal_gets_a_table(shell: Shell) -> None:
     assert "owner:42" in shown
 
 
-def test_a_terminal_gets_a_bar(shell: Shell) -> None:
+def watched(shell: Shell, *arguments: str) -> tuple[str, str]:
+    """What a command that succeeds writes to stdout, and what it shows on a terminal, its stderr."""
     primary, secondary = terminal()
-    command = [sys.executable, "-m", "snapstore", "create", "blog", "apps/blog"]
+    command = [sys.executable, "-m", "snapstore", *arguments]
     environment = shell.environment | {"TERM": "xterm"}
     done = subprocess.run(
         command, cwd=shell.home, env=environment, stdout=subprocess.PIPE, stderr=secondary, timeout=60
@@ -471,8 +472,13 @@ def test_a_terminal_gets_a_bar(shell: Shell) -> None:
     shown = os.read(primary, 65536).decode()
     os.close(primary)
     assert done.returncode == 0
+    return done.stdout.decode(), shown
+
+
+def test_a_terminal_gets_a_bar(shell: Shell) -> None:
+    written, shown = watched(shell, "create", "blog", "apps/blog")
     assert "Packing 4" in shown
-    assert "packed into" in done.stdout.decode()
+    assert "packed into" in written
 
 
 def test_a_terminal_is_told_what_is_waited_for(shell: Shell) -> None:
@@ -494,16 +500,7 @@ def test_a_terminal_is_told_what_is_waited_for(shell: Shell) -> None:
 
 def test_a_terminal_sees_how_far_the_filling_of_a_new_index_has_come(shell: Shell) -> None:
     shell("create", "blog", "apps/blog", "--url", "store")
-    primary, secondary = terminal()
-    command = [sys.executable, "-m", "snapstore", "list", "--url", "store", "--index", "new.db"]
-    environment = shell.environment | {"TERM": "xterm"}
-    done = subprocess.run(
-        command, cwd=shell.home, env=environment, stdout=subprocess.PIPE, stderr=secondary, timeout=60
-    )
-    os.close(secondary)
-    shown = os.read(primary, 65536).decode()
-    os.close(primary)
-    assert done.returncode == 0
+    _, shown = watched(shell, "list", "--url", "store", "--index", "new.db")
     assert "Opening" in shown
     assert "Putting in place 1 snapshots" in shown
 

@@ -59,9 +59,7 @@ async def sync(
 async def nothing_done(catalog: Catalog) -> SyncReport:
     """The report of a sync that another has made needless."""
     mirror = catalog.mirror
-    return SyncReport(
-        snapshots=await mirror.count(), read=0, removed=0, problems=tuple(await mirror.problems(TOLD)), seconds=0.0
-    )
+    return SyncReport(snapshots=await mirror.count(), read=0, removed=0, problems=tuple(await mirror.problems(TOLD)))
 
 
 async def _recent_spans(mirror: Mirror, now: datetime, window: timedelta) -> Sequence[Span] | None:
