@@ -6,11 +6,11 @@ async with SnapStore.open("/srv/snapshots") as store:
     await store.restore(snap.id, "/srv/apps/blog-copy")
 """
 
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any
 
-from snapstore.engine.doctor import diagnose
 from snapstore.engine.limits import Limits
-from snapstore.engine.store import SnapStore
 from snapstore.errors import (
     AccessDenied,
     AmbiguousId,
@@ -70,11 +70,29 @@ from snapstore.model import (
 from snapstore.operation import add_fields
 from snapstore.storage.s3.options import S3Options
 
+if TYPE_CHECKING:
+    from snapstore.engine.doctor import diagnose
+    from snapstore.engine.store import SnapStore
+
 # A library leaves logging to its service; without this, warnings of an unconfigured one would go to stderr.
 logging.getLogger("snapstore").addHandler(logging.NullHandler())
 logging.getLogger("snapstore").addFilter(add_fields)
 
 __version__ = "0.1.0"
+
+_LATER = {"SnapStore": "snapstore.engine.store", "diagnose": "snapstore.engine.doctor"}
+"""What is imported when it is asked for: a command that lists snapshots needs neither, and is done sooner."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 __all__ = [
     "AccessDenied",

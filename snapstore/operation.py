@@ -115,6 +115,12 @@ def sent(*, again: bool) -> None:
         running.retries += again
 
 
+def requests() -> int:
+    """How many were sent so far, by what runs here."""
+    running = _current.get()
+    return running.requests if running is not None else 0
+
+
 def add_fields(record: logging.LogRecord) -> bool:
     """The filter of our logger: lets all pass."""
     running = _current.get()

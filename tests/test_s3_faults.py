@@ -1290,6 +1290,27 @@ async def test_cancelling_a_snapshot_does_not_wait_for_a_server_that_stalls(
         assert behind.uploads() == []
 
 
+async def test_a_snapshot_that_is_cancelled_before_its_metadata_had_a_connection_leaves_nothing(
+    engine: Engine, proxy: Proxy, behind: Behind, small_folder: Path, short_patience: None
+) -> None:
+    async with engine(connections=1, **PATIENT) as store:
+        made = await store.create("blog", small_folder)
+        before = behind.keys()
+        proxy.fault(Delay(0.5), "PutObject", key="*/blog:*")
+        proxy.fault(StallAnswer(), "GetObject", times=None)
+        creating = asyncio.create_task(store.create("blog", small_folder))
+        await until(lambda: any(rule.used for rule in proxy.rules))
+        changing = asyncio.create_task(store.relabel(made.id, add=["a:1"]))  # has the connection after the archive
+        await until(lambda: all(rule.used for rule in proxy.rules))
+        await asyncio.sleep(0.1)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+        assert behind.keys() == before
+        changing.cancel()
+        await asyncio.wait([changing])
+
+
 @pytest.mark.parametrize("operation", ["GetObject", "PutObject", "DeleteObject"])
 async def test_cancelling_a_change_does_not_wait_for_a_server_that_stalls(
     engine: Engine, proxy: Proxy, small_folder: Path, short_patience: None, operation: str

@@ -3,6 +3,8 @@
 import re
 from base64 import b64encode
 
+from snapstore.errors import InvalidInput
+
 MAX_PATH = 16 << 10
 """Bytes of a member's path; far more than any system call takes, and a bound on what a path can cost."""
 
@@ -42,6 +44,14 @@ def depth(path: str) -> int:
 def is_below(path: str, folder: str) -> bool:
     """Whether ``path`` is ``folder`` or lies in it (both relative, the root being ``.``)."""
     return folder == "." or path == folder or path.startswith(folder + "/")
+
+
+def clean_path(path: str) -> str:
+    """A path as a person writes it (``./a/b/``, ``a//b``) as members are named. InvalidInput for one that leads out."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if path.startswith("/") or ".." in parts:
+        raise InvalidInput(f"{path!r} is no path in a snapshot: paths are relative to its root and have no '..'")
+    return "/".join(parts) or "."
 
 
 def as_json(name: str) -> str | dict[str, str]:

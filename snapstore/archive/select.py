@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import FRAME
-from snapstore.archive.names import is_below, parent_of, to_bytes, to_text
+from snapstore.archive.names import clean_path, is_below, parent_of, to_bytes, to_text
 from snapstore.archive.tar import Header
 from snapstore.archive.toc import Frame, Toc
 from snapstore.errors import ArchiveDamaged, InvalidInput, MemberNotFound
@@ -123,14 +123,6 @@ def find(toc: Toc, path: str, snapshot_id: str) -> Member:
         if member.path == wanted:
             return member
     raise MemberNotFound(path, snapshot_id)
-
-
-def clean_path(path: str) -> str:
-    """A path as a person writes it (``./a/b/``, ``a//b``) as members are named. InvalidInput for one that leads out."""
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if path.startswith("/") or ".." in parts:
-        raise InvalidInput(f"{path!r} is no path in a snapshot: paths are relative to its root and have no '..'")
-    return "/".join(parts) or "."
 
 
 def clean_drop(path: str) -> str:

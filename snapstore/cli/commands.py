@@ -15,14 +15,13 @@ import typer
 
 import snapstore
 from snapstore.archive.frames import LEVEL
-from snapstore.archive.names import is_below
-from snapstore.archive.select import clean_path
+from snapstore.archive.names import clean_path, is_below
 from snapstore.cli import index
 from snapstore.cli.output import count, local_time, shown, size
-from snapstore.cli.session import FAILED, WARNINGS, Place, Session, command
+from snapstore.cli.session import FAILED, WARNINGS, Lists, Place, Session, command
 from snapstore.cli.times import duration, moment
 from snapstore.engine.doctor import READ, WRITE
-from snapstore.engine.listing import MAX_PAGE
+from snapstore.engine.listing import MAX_PAGE, Listing
 from snapstore.errors import InvalidInput, MemberNotFound, SnapshotNotFound
 from snapstore.model import Count, Existing, Member, Snapshot
 
@@ -113,7 +112,7 @@ async def create(
 
 @command(app, "list")
 async def list_(
-    session: Session,
+    session: Lists,
     app_names: Annotated[
         list[str], typer.Argument(metavar="[APP]...", help="Only of these applications.", show_default=False)
     ] = [],  # noqa: B006
@@ -152,7 +151,7 @@ async def list_(
         session.out.note(f"more: --all, or --cursor {cursor}")
 
 
-async def _why_none(store: snapstore.SnapStore, app_names: Sequence[str], labels: Sequence[str]) -> str:
+async def _why_none(store: Listing, app_names: Sequence[str], labels: Sequence[str]) -> str:
     """What a listing is told that has found nothing: a name that was mistyped, most likely."""
     for name in app_names:
         if not (await store.page(apps=[name], limit=1)).snapshots:
@@ -176,7 +175,7 @@ def _row(snapshot: Snapshot) -> tuple[str, ...]:
 
 @command(app, "latest")
 async def latest(
-    session: Session,
+    session: Lists,
     app_name: Annotated[str, typer.Argument(metavar="APP", help="The application's name.")],
     label: LabelFilters = [],  # noqa: B006
 ) -> None:
@@ -187,14 +186,14 @@ async def latest(
 
 
 @command(app, "apps")
-async def apps(session: Session) -> None:
+async def apps(session: Lists) -> None:
     """List the applications, and how many snapshots each has."""
     _counts(session, "APP", await session.store.apps())
 
 
 @command(app, "labels")
 async def labels(
-    session: Session,
+    session: Lists,
     key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="The values of this key.")] = None,
 ) -> None:
     """List the keys of labels, or all labels of one key, and how many snapshots have each."""
@@ -204,14 +203,14 @@ async def labels(
         session.out.note(f"no snapshot has a label with the key {shown(key)}; `snapstore labels` lists the keys in use")
 
 
-def _counts(session: Session, title: str, counts: Sequence[Count]) -> None:
+def _counts(session: Lists, title: str, counts: Sequence[Count]) -> None:
     for found in counts:
         session.out.document(found)
     session.out.table((title, "SNAPSHOTS"), [(shown(found.name), f"{found.snapshots:,}") for found in counts])
 
 
 @command(app, "show")
-async def show(session: Session, snapshot_id: Id) -> None:
+async def show(session: Lists, snapshot_id: Id) -> None:
     """Show all that is known of a snapshot."""
     snapshot = await session.store.get(snapshot_id)
     session.out.document(snapshot)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from snapstore.cli.output import count, local_time, shown, size
-from snapstore.cli.session import WARNINGS, Session, command
+from snapstore.cli.session import WARNINGS, Lists, command
 from snapstore.cli.times import duration
 from snapstore.errors import InvalidInput
 from snapstore.model import SalvageReport, SyncReport
@@ -17,7 +17,7 @@ _REBUILD_KEEPS = f"what --from-archives has written, and {_KEEPS}"
 
 
 @command(app, "status")
-async def status(session: Session) -> None:
+async def status(session: Lists) -> None:
     """Show how much is in the index, and how old that is."""
     found = await session.store.index_status()
     session.out.document(found)
@@ -41,7 +41,7 @@ async def status(session: Session) -> None:
 
 @command(app, "sync", keeps=_KEEPS)
 async def sync(
-    session: Session,
+    session: Lists,
     recent: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Only what was begun so long before the last sync: 6h, 2d.")
     ] = None,
@@ -54,7 +54,7 @@ async def sync(
 
 @command(app, "rebuild", keeps=_REBUILD_KEEPS)
 async def rebuild(
-    session: Session,
+    session: Lists,
     archives: Annotated[
         bool, typer.Option("--archives/--no-archives", help="List the archives too, and report what has no match.")
     ] = True,
@@ -75,7 +75,7 @@ async def rebuild(
 
 
 @command(app, "checkpoint", keeps="what was read into the index, and checkpoints that are whole")
-async def checkpoint(session: Session) -> None:
+async def checkpoint(session: Lists) -> None:
     """Write copies of metadata into the store, from which an index is rebuilt without a request for each snapshot."""
     with session.out.progress() as progress:
         report = await session.store.checkpoint(progress=progress)
@@ -86,7 +86,7 @@ async def checkpoint(session: Session) -> None:
     session.out.document(report)
 
 
-def _tell(session: Session, report: SyncReport) -> int:
+def _tell(session: Lists, report: SyncReport) -> int:
     for problem in report.problems:
         session.out.warn(shown(problem))
     copied = f"{report.from_checkpoints:,} from checkpoints, " if report.from_checkpoints else ""
@@ -101,7 +101,7 @@ def _tell(session: Session, report: SyncReport) -> int:
     return WARNINGS if report.problems else 0
 
 
-def _tell_salvage(session: Session, report: SalvageReport) -> int:
+def _tell_salvage(session: Lists, report: SalvageReport) -> int:
     for problem in report.problems:
         session.out.warn(shown(problem))
     done = "brought back" if report.applied else "can be brought back"

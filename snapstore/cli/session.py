@@ -12,15 +12,19 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
+import snapstore
 from snapstore.cli.output import Output, shown
 from snapstore.engine.limits import Limits
-from snapstore.engine.store import SnapStore
+from snapstore.engine.listing import Listing
 from snapstore.errors import InvalidInput, SnapstoreError, reason_of
 from snapstore.places import default_store
+
+if TYPE_CHECKING:
+    from snapstore.engine.store import SnapStore
 
 FAILED, WRONG_USAGE, WARNINGS = 1, 2, 3
 _INTERRUPTED, _BROKEN_PIPE, _TERMINATED = 130, 141, 143
@@ -74,7 +78,14 @@ _OF_SESSION = [_option("index", _Index), _option("index_label", _IndexLabel), _o
 class Session(NamedTuple):
     """What a command works with."""
 
-    store: SnapStore
+    store: "SnapStore"
+    out: Output
+
+
+class Lists(NamedTuple):
+    """What a command works with that asks for nothing but the index: it starts in half the time."""
+
+    store: Listing
     out: Output
 
 
@@ -116,9 +127,10 @@ def command(app: typer.Typer, name: str, *, makes_store: bool = False, keeps: st
                     # At the priority that whoever called us has chosen: there is no service here to be spared.
                     limits = Limits(nice=False)
                     makes = url is None or makes_store
-                    store = await SnapStore.open(location, create=makes, limits=limits, progress=progress, **how)
+                    kind = Listing if first.annotation is Lists else snapstore.SnapStore
+                    store = await kind.open(location, create=makes, limits=limits, progress=progress, **how)
                 async with contextlib.aclosing(store):
-                    return await function(Session(store, out), **given) or 0
+                    return await function(first.annotation(store, out), **given) or 0
 
             _finish(lambda: _run(work), out, keeps)
 

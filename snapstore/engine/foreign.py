@@ -16,9 +16,9 @@ from snapstore.archive.exclude import Excludes
 from snapstore.archive.extract import TreeWriter
 from snapstore.archive.foreign import Decompressed
 from snapstore.archive.frames import FRAME
-from snapstore.archive.names import to_text
+from snapstore.archive.names import clean_path, to_text
 from snapstore.archive.restore import RestoreOptions
-from snapstore.archive.select import EVERYTHING, Choice, choose, clean_path
+from snapstore.archive.select import EVERYTHING, Choice, choose
 from snapstore.engine.limits import Limits
 from snapstore.engine.restoring import report, restoring
 from snapstore.errors import ArchiveDamaged, MemberNotFound, PreconditionFailed

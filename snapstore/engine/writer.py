@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from snapstore import keys, metadata
+from snapstore import keys, metadata, operation
 from snapstore.aio import TIDY_SECONDS, Stopped, drop, ended, uninterrupted
 from snapstore.archive import frames, toc
 from snapstore.archive.exclude import Excludes
@@ -25,7 +25,7 @@ from snapstore.archive.source import Source
 from snapstore.archive.toc import TocBuilder, Trailer
 from snapstore.engine.limits import Limits
 from snapstore.engine.parts import ArchiveUpload, memory, part_size
-from snapstore.errors import SnapstoreError, StorageUnavailable
+from snapstore.errors import StorageUnavailable
 from snapstore.index import file
 from snapstore.index.catalog import Catalog
 from snapstore.model import FORMAT, OnError, Progress, ProgressCallback, Snapshot, SnapshotReport
@@ -219,15 +219,13 @@ class SnapshotWriter:
         await self._catalog.put([(snapshot, info.etag)])
 
     async def _put_metadata(self, snapshot: Snapshot) -> ObjectInfo:
-        self._unclear = True
+        before = operation.requests()
         try:
-            info = await self._store.put(keys.metadata_key(self._id), metadata.encode(snapshot), if_none_match=True)
-        except SnapstoreError as error:
-            # With any other error than this one the store has answered, and will not do it later.
-            self._unclear = isinstance(error, StorageUnavailable)
+            return await self._store.put(keys.metadata_key(self._id), metadata.encode(snapshot), if_none_match=True)
+        except (StorageUnavailable, asyncio.CancelledError):
+            # With any other error the store has answered, and will not do it later; nor what it was never sent.
+            self._unclear = operation.requests() > before
             raise
-        self._unclear = False
-        return info
 
     async def undo(self) -> None:
         """Remove whatever was made. The order is that of a delete: what is listed always has its archive.

@@ -9,7 +9,6 @@ from snapstore.errors import InvalidInput
 from snapstore.objectstore import ObjectStore
 from snapstore.storage.local import LocalStore
 from snapstore.storage.s3.options import S3Options
-from snapstore.storage.s3.store import S3Store
 
 
 async def open_store(
@@ -26,6 +25,8 @@ async def open_store(
     somebody else's.
     """
     if is_bucket(url):
+        from snapstore.storage.s3.store import S3Store  # here, as whoever has a folder needs nothing of it
+
         return S3Store(url, s3, requesting)
     store = LocalStore(folder_of(url))
     try:

@@ -11,6 +11,8 @@ write carries Content-MD5, which all servers check. Bodies are not signed beside
 
 import asyncio
 import base64
+import contextlib
+import functools
 import hashlib
 import os
 import ssl
@@ -22,6 +24,7 @@ from urllib.parse import quote, urlencode
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import exceptions as boto
+from botocore.loaders import Loader, create_loader
 
 import snapstore
 from snapstore.errors import InvalidInput, StorageError, StorageUnavailable, reason_of
@@ -167,11 +170,23 @@ class Configuration(NamedTuple):
 def read_configuration(options: S3Options) -> Configuration:
     """Reads the AWS configuration, the key of SSE-C and the certificates to trust; blocks. InvalidInput."""
     session = AioSession(profile=options.profile)
+    with contextlib.suppress(boto.BotoCoreError):  # `connect` meets the same error, and tells of it
+        session.register_component("data_loader", _models(session.get_config_variable("data_path")))
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
     # botocore alone does not know AWS_REGION, which comes before AWS_DEFAULT_REGION in all other AWS tools.
     if region := options.region or os.environ.get("AWS_REGION"):
         session.set_config_variable("region", region)
     return Configuration(session, _extras(options), _ca_bundle(session))
+
+
+@functools.cache
+def _models(data_path: str | None) -> Loader:
+    """botocore's descriptions of the services, kept for all clients of the process.
+
+    They are 30,000 objects: parsed for each client, they would make Python collect its garbage each time, which holds
+    the loop for 0.1 s and longer.
+    """
+    return create_loader(data_path)
 
 
 def _ca_bundle(session: AioSession) -> str | None:
@@ -232,7 +247,7 @@ def _config(session: AioSession, endpoint: str | None, options: S3Options) -> Ai
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         retries={"mode": "standard", "total_max_attempts": options.attempts},
-        max_pool_connections=options.connections,
+        max_pool_connections=0,  # no bound: `connection` is one, and what tidies up goes past it
         connect_timeout=options.connect_timeout,
         read_timeout=options.read_timeout,
         warm_up_loader_caches=True,
