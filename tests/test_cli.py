@@ -376,6 +376,7 @@ def in_python(script: str, **how: Any) -> Run:
 
 INTERRUPTED = """
 import asyncio, os, signal, sys
+import snapstore
 from snapstore.cli import main, session
 
 class Store:
@@ -384,7 +385,7 @@ class Store:
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(60)
 
-session.SnapStore = Store
+session.Listing = snapstore.SnapStore = Store
 sys.argv = ["snapstore", *sys.argv[1:]]
 main()
 """
