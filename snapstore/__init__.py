@@ -72,6 +72,7 @@ from snapstore.storage.s3.options import S3Options
 
 if TYPE_CHECKING:
     from snapstore.engine.doctor import diagnose
+    from snapstore.engine.file import SnapshotFile
     from snapstore.engine.store import SnapStore
 
 # A library leaves logging to its service; without this, warnings of an unconfigured one would go to stderr.
@@ -80,8 +81,12 @@ logging.getLogger("snapstore").addFilter(add_fields)
 
 __version__ = "0.1.0"
 
-_LATER = {"SnapStore": "snapstore.engine.store", "diagnose": "snapstore.engine.doctor"}
-"""What is imported when it is asked for: a command that lists snapshots needs neither, and is done sooner."""
+_LATER = {
+    "SnapStore": "snapstore.engine.store",
+    "SnapshotFile": "snapstore.engine.file",
+    "diagnose": "snapstore.engine.doctor",
+}
+"""What is imported when it is asked for: a command that lists snapshots needs none of it, and is done sooner."""
 
 
 def __getattr__(name: str) -> Any:
@@ -134,6 +139,7 @@ __all__ = [
     "SalvageReport",
     "SnapStore",
     "Snapshot",
+    "SnapshotFile",
     "SnapshotNotFound",
     "SnapshotReport",
     "SnapstoreError",

@@ -498,7 +498,7 @@ async def test_iterations_that_are_left_hold_nothing(house: House) -> None:
     assert house.store._limits.reading._value == 8
 
 
-async def test_a_file_says_how_much_reading_it_gives(store: SnapStore, tmp_path: Path) -> None:
+async def test_a_file_is_found_once_and_read_in_parts(store: SnapStore, tmp_path: Path) -> None:
     """In archives of our own, and in those that others made."""
     make_foreign(tmp_path)
     await store.create("ours", tmp_path / "app")
@@ -506,10 +506,21 @@ async def test_a_file_says_how_much_reading_it_gives(store: SnapStore, tmp_path:
     for app in ("ours", "blog"):
         for path in ("big", "hard", "deep/0"):
             content = b"".join([piece async for piece in store.read(f"{app}@latest", path)])
-            assert (await store.member(f"{app}@latest", path)).size == len(content)
+            file = await store.file(f"{app}@latest", path)
+            assert file.member.size == len(content)
+            assert file.member.type == "f"
+            for start, size in [(0, None), (1, 5), (len(content) - 3, 9), (len(content), 1)]:
+                part = b"".join([piece async for piece in file.read(start=start, size=size)])
+                assert part == content[start : None if size is None else start + size]
+            with pytest.raises(InvalidInput, match="start"):
+                file.read(start=-1)
         for path in ("deep", "soft", "missing"):
             with pytest.raises(MemberNotFound):
-                await store.member(f"{app}@latest", path)
+                await store.file(f"{app}@latest", path)
+        gone = await store.file(f"{app}@latest", "big")
+        await store.delete(f"{app}@latest")
+        with pytest.raises(SnapshotNotFound):
+            await anext(gone.read())
 
 
 async def test_moments_without_a_time_zone_are_refused(store: SnapStore) -> None:
@@ -738,7 +749,7 @@ async def test_limits_serve_one_event_loop_after_another(tmp_path: Path) -> None
     async def crowd() -> None:
         async with store:
             made = await store.create("blog", tmp_path / "app")
-            await asyncio.gather(*(store.member(made.id, "file") for _ in range(40)))
+            await asyncio.gather(*(store.file(made.id, "file") for _ in range(40)))
 
     for _ in range(2):
         await asyncio.to_thread(asyncio.run, crowd())

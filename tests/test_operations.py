@@ -68,7 +68,7 @@ async def test_what_only_reads_has_such_a_line_too(store: SnapStore, app: Path, 
     (app / "large").write_bytes(bytes(9 << 20))
     made = await store.create("blog", app)
     assert b"".join([piece async for piece in store.read(made.id, "file")]) == b"x" * 1000
-    assert (await store.member(made.id, "file")).size == 1000
+    assert (await store.file(made.id, "file")).member.size == 1000
     assert len([member async for member in store.members(made.id)]) == 3
     async with aclosing(store.read(made.id, "large")) as pieces:
         async for _ in pieces:
@@ -77,7 +77,7 @@ async def test_what_only_reads_has_such_a_line_too(store: SnapStore, app: Path, 
         await anext(store.read(made.id, "none"))
     operations = [
         ("read", "done"),
-        ("member", "done"),
+        ("file", "done"),
         ("members", "done"),
         ("read", "closed"),
         ("read", "MemberNotFound"),

@@ -1385,6 +1385,11 @@ async def test_how_many_requests_reading_takes(engine: Engine, proxy: Proxy, sma
         assert b"".join([piece async for piece in store.read(made.id, "a.txt")]) == b"a"
         assert proxy.count() == 2
         proxy.clear()
+        file = await store.file(made.id, "a.txt")
+        assert file.member.size == 1
+        assert b"".join([piece async for piece in file.read()]) == b"a"
+        assert proxy.count() == 2
+        proxy.clear()
         assert [snapshot.id async for snapshot in store.list(labels=["a:1"])] == [made.id]
         assert (await store.get(made.id[:20])).id == (await store.latest("blog")).id == made.id
         await store.download_url(made.id)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 
 from snapstore.aio import Stopped
 from snapstore.archive import foreign
@@ -19,6 +20,7 @@ from snapstore.archive.frames import FRAME
 from snapstore.archive.names import clean_path, to_text
 from snapstore.archive.restore import RestoreOptions
 from snapstore.archive.select import EVERYTHING, Choice, choose
+from snapstore.engine.file import Found
 from snapstore.engine.limits import Limits
 from snapstore.engine.restoring import report, restoring
 from snapstore.errors import ArchiveDamaged, MemberNotFound, PreconditionFailed
@@ -72,7 +74,7 @@ class ForeignReader:
                 for member in batch:
                     yield member
 
-    async def member(self, path: str) -> Member:
+    async def find(self, path: str) -> Found:
         """The file ``path``, or the one that it is a hard link to: it stands before it, so that takes a second pass."""
         wanted = clean_path(path)
         for _ in range(2):
@@ -83,7 +85,7 @@ class ForeignReader:
             if found is None or found.type not in ("f", "h"):
                 break
             if found.type == "f":
-                return found
+                return Found(found, partial(self.read, found.path))
             wanted = found.link
         raise MemberNotFound(path, self.snapshot.id)
 

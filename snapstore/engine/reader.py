@@ -7,6 +7,8 @@ object, and every byte is checked.
 
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from snapstore.aio import run_all
@@ -17,6 +19,7 @@ from snapstore.archive.restore import RestoreOptions
 from snapstore.archive.select import FramePieces, Selection
 from snapstore.archive.toc import Toc
 from snapstore.archive.unpack import Unpacker
+from snapstore.engine.file import Found
 from snapstore.engine.limits import Limits
 from snapstore.engine.restoring import report, restoring
 from snapstore.errors import ArchiveDamaged, PreconditionFailed
@@ -51,19 +54,24 @@ class ArchiveReader:
             for member in await self._limits.compute.run(_members_of, frame):
                 yield member
 
-    async def member(self, path: str) -> Member:
+    async def find(self, path: str) -> Found:
         """The file ``path``, or the one that it is a hard link to."""
         async with self._limits.reading:
             contents = await self._contents()
-        member, _ = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)
-        return member
+        # What is kept is of this file alone: who reads slowly does not hold a line for each member.
+        member, selection = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)
+        return Found(member, partial(self._content, member, selection))
 
     async def read(self, path: str, start: int, size: int | None) -> AsyncGenerator[bytes, None]:
         """A file's content from ``start``, in pieces of up to 4 MiB."""
-        async with self._limits.reading:
-            contents = await self._contents()
-        member, selection = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)
-        del contents  # a slow reader shall not hold it: it has a line for each member
+        found = await self.find(path)
+        async with aclosing(found.content(start, size)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _content(
+        self, member: Member, selection: Selection, start: int, size: int | None
+    ) -> AsyncGenerator[bytes, None]:
         end = member.size if size is None else min(member.size, start + size)
         if start >= end:
             return

@@ -17,6 +17,7 @@ from snapstore.archive.frames import LEVEL
 from snapstore.archive.restore import RestoreOptions
 from snapstore.engine import objects
 from snapstore.engine.arguments import app_folder, check_count, check_duration, strings
+from snapstore.engine.file import Found, SnapshotFile, check_part
 from snapstore.engine.foreign import ForeignReader
 from snapstore.engine.listing import Listing
 from snapstore.engine.reader import ArchiveReader
@@ -99,18 +100,28 @@ class SnapStore(Listing):
         work = reported("create", writer.write, app=request.app, snapshot_id=writer.id)
         return await self._calls.run(work, undo=writer.undo)
 
-    async def member(self, snapshot_id: str, path: str) -> Member:
-        """The file ``path`` of a snapshot; of a hard link, the file that it links to. MemberNotFound, ArchiveError.
+    async def file(self, snapshot_id: str, path: str) -> SnapshotFile:
+        """The file ``path`` of a snapshot, to look at and to read; a hard link is followed.
 
-        Its ``size`` is how much `read` gives.
+        For whoever needs its size before its content, or several parts of it, as the archive's table of contents is
+        asked for once. Raises MemberNotFound (also for what has no content), ArchiveError.
         """
         snapshot = await self.get(snapshot_id)
         async with self._reading(snapshot) as reader:
-            return await self._calls.run(self._member(snapshot, reader, path))
+            found = await self._calls.run(self._find(snapshot, reader, path))
 
-    async def _member(self, snapshot: Snapshot, reader: ArchiveReader | ForeignReader, path: str) -> Member:
-        with operation("member", snapshot.app, snapshot.id):
-            return await reader.member(path)
+        async def content(start: int, size: int | None) -> AsyncGenerator[bytes, None]:
+            async with self._explaining(reader.snapshot):
+                pieces = self._calls.each(counted("read", snapshot.app, snapshot.id, found.content(start, size)))
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        yield piece
+
+        return SnapshotFile(found.member, content)
+
+    async def _find(self, snapshot: Snapshot, reader: ArchiveReader | ForeignReader, path: str) -> Found:
+        with operation("file", snapshot.app, snapshot.id):
+            return await reader.find(path)
 
     async def members(self, snapshot_id: str) -> AsyncGenerator[Member, None]:
         """What is in a snapshot, in the archive's order: files first, folders last. ArchiveError."""
@@ -129,9 +140,7 @@ class SnapStore(Listing):
         ``start`` and ``size`` are bytes. Raises InvalidInput, MemberNotFound (also for what has no content),
         ArchiveError.
         """
-        check_count(start, "start", 0)
-        if size is not None:
-            check_count(size, "size", 0)
+        check_part(start, size)
         snapshot = await self.get(snapshot_id)
         async with self._reading(snapshot) as reader:
             pieces = self._calls.each(counted("read", snapshot.app, snapshot.id, reader.read(path, start, size)))
@@ -274,12 +283,18 @@ class SnapStore(Listing):
     @asynccontextmanager
     async def _reading(self, snapshot: Snapshot) -> AsyncIterator[ArchiveReader | ForeignReader]:
         """A reader of the snapshot. One that another node has deleted is dropped from the index: SnapshotNotFound."""
-        try:
-            if snapshot.format > FORMAT:
-                raise UnsupportedFormat(snapshot.id, snapshot.format, FORMAT)
-            snapshot = await self._calls.run(self._with_key(snapshot))
+        if snapshot.format > FORMAT:
+            raise UnsupportedFormat(snapshot.id, snapshot.format, FORMAT)
+        snapshot = await self._calls.run(self._with_key(snapshot))
+        async with self._explaining(snapshot):
             kind = ArchiveReader if snapshot.toc is not None else ForeignReader
             yield kind(self._store, self._limits, snapshot)
+
+    @asynccontextmanager
+    async def _explaining(self, snapshot: Snapshot) -> AsyncIterator[None]:
+        """Says which archive an error is about, and of one that is gone, why."""
+        try:
+            yield
         except ArchiveError as error:
             error.key = error.key or snapshot.key
             raise

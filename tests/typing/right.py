@@ -20,6 +20,7 @@ from snapstore import (
     S3Options,
     SalvageReport,
     Snapshot,
+    SnapshotFile,
     SnapshotNotFound,
     SnapshotReport,
     SnapStore,
@@ -100,7 +101,10 @@ async def read(store: SnapStore) -> None:
         assert_type(await anext(pieces), bytes)
     async with aclosing(store.members("0192")) as members, aclosing(store.list()) as snapshots:
         assert_type((await anext(members), await anext(snapshots)), tuple[Member, Snapshot])
-    assert_type(await store.member("0192", "index.html"), Member)
+    file = await store.file("0192", "index.html")
+    assert_type((file, file.member), tuple[SnapshotFile, Member])
+    async with aclosing(file.read(start=10, size=20)) as pieces:
+        assert_type(await anext(pieces), bytes)
     assert_type(await store.download_url("0192", expires=timedelta(hours=1)), str)
     assert_type([count async for count in diagnose("s3://bucket")], list[Check])
     assert_type(await store.apps(), Sequence[Count])

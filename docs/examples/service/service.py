@@ -225,7 +225,8 @@ async def file(request: Request, store: Store, snapshot_id: str, path: str) -> R
     }
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    size = (await store.member(snapshot.id, path)).size
+    found = await store.file(snapshot.id, path)
+    size = found.member.size
     ranged = request.method == "GET" and request.headers.get("if-range", etag) == etag  # HEAD knows no ranges
     part = wanted_range(request.headers.get("range", "") if ranged else "", size)
     start, length = part or (0, size)
@@ -236,7 +237,7 @@ async def file(request: Request, store: Store, snapshot_id: str, path: str) -> R
     media_type = kind if kind and not encoding else "application/octet-stream"
     if request.method == "HEAD":
         return Response(headers=headers, media_type=media_type)
-    pieces = store.read(snapshot.id, path, start=start, size=length)
+    pieces = found.read(start=start, size=length)
     return Streamed(pieces, status_code=206 if part else 200, headers=headers, media_type=media_type)
 
 
