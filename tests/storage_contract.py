@@ -22,6 +22,7 @@ import pytest
 
 from snapstore.errors import InvalidInput, ObjectNotFound, PreconditionFailed, StorageError
 from snapstore.objectstore import ObjectInfo, ObjectStore, Part, UploadInfo
+from tests.trees import noise
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ def letters(letter: str, size: int) -> bytes:
 
 def numbered(size: int, seed: int = 0) -> bytes:
     """A body that shows at each byte where it is."""
-    return random.Random(seed).randbytes(size)
+    return noise(size, seed)
 
 
 async def keys_of(bucket: ObjectStore, prefix: str = "", start_after: str = "") -> list[str]:

@@ -40,6 +40,7 @@ from snapstore import (
     UnsupportedFormat,
     keys,
 )
+from tests.trees import noise
 
 FRAME = 4 << 20
 BIG = 2 * FRAME + 1234
@@ -57,7 +58,7 @@ def app(tmp_path: Path) -> Path:
     (folder / "readme").write_text("read me")
     (folder / "etc" / "conf").write_text("a=1")
     (folder / "etc" / "deep" / "er").write_text("deep")
-    (folder / "data" / "big").write_bytes(random.Random(1).randbytes(BIG))
+    (folder / "data" / "big").write_bytes(noise(BIG))
     os.link(folder / "etc" / "conf", folder / "etc" / "hard")
     (folder / "soft").symlink_to("etc/conf")
     return folder
@@ -951,7 +952,7 @@ async def test_a_full_store_makes_no_snapshot_and_keeps_nothing_of_it(tmp_path: 
         async with SnapStore.open(disk / "store", index=tmp_path / "disk.db") as store:
             kept = await store.create("blog", folder)
             before = used(disk)
-            (folder / "large").write_bytes(random.Random(2).randbytes(size))
+            (folder / "large").write_bytes(noise(size))
             with pytest.raises(StorageFull):
                 await store.create("blog", folder)
             assert await ids(store.list()) == [kept.id]
@@ -965,7 +966,7 @@ async def test_a_full_store_makes_no_snapshot_and_keeps_nothing_of_it(tmp_path: 
 @pytest.mark.parametrize("existing", EXISTING)
 async def test_a_full_target_is_left_as_it_was(store: SnapStore, tmp_path: Path, existing: Existing, size: int) -> None:
     folder = folder_with(tmp_path / "app", small="x")
-    (folder / "large").write_bytes(random.Random(2).randbytes(size))
+    (folder / "large").write_bytes(noise(size))
     made = await store.create("blog", folder)
     with small_disk(tmp_path / "disk", (size >> 20) - 1) as disk:
         target = disk / "out"

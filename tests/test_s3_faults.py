@@ -56,13 +56,13 @@ from tests.proxy import (
     StallRequest,
 )
 from tests.servers import Server, client
-from tests.trees import describe, differences
+from tests.trees import describe, differences, noise
 
 KEY = "apps/blog.tar.zst"
 QUICK = S3Options(attempts=3, read_timeout=0.5, connect_timeout=2, deadline=20, part_size=5 << 20)
-BODY = random.Random(1).randbytes(3_000_000)
-OTHER = random.Random(2).randbytes(3_000_000)
-PART = random.Random(3).randbytes(8 << 20)
+BODY = noise(3_000_000, 1)
+OTHER = noise(3_000_000, 2)
+PART = noise(8 << 20)
 """More than the sockets' buffers take."""
 FIRST = PART[: 5 << 20]
 SOON = 8.0
@@ -1366,7 +1366,7 @@ def proxy_tasks(proxy: Proxy) -> set[asyncio.Task[Any]]:
 async def test_how_many_requests_a_snapshot_takes(engine: Engine, proxy: Proxy, tmp_path: Path, parts: int) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    (source / "file").write_bytes(random.Random(6).randbytes((parts - 1) * (5 << 20) + 1_000_000))
+    (source / "file").write_bytes(noise((parts - 1) * (5 << 20) + 1_000_000))
     async with engine() as store:
         proxy.clear()
         made = await store.create("blog", source, labels=["a:1"])

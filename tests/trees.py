@@ -4,6 +4,7 @@
 two folders are the same exactly where their descriptions are equal.
 """
 
+import functools
 import hashlib
 import os
 import random
@@ -175,6 +176,7 @@ def _write_all(descriptor: int, content: bytes, start: int) -> None:
         done += os.pwrite(descriptor, memoryview(content)[done:], start + done)
 
 
+@functools.lru_cache(maxsize=8)  # drawing 8 MiB takes longer than most tests
 def noise(size: int, seed: int = 0) -> bytes:
     """Bytes that do not compress away, the same each time."""
     return random.Random(seed).randbytes(size)
