@@ -1,9 +1,10 @@
-"""A sync that runs beside those who read the index leaves them time."""
+"""A sync that runs beside those who read the index leaves them time; snapshots leave it to a busy service."""
 
 import asyncio
 
 import pytest
 
+from snapstore.engine import pace as frames
 from snapstore.index import pace
 from snapstore.index.pace import Pace
 
@@ -46,3 +47,82 @@ async def test_tasks_pause_together(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Pace(lambda: clock.now)
     await asyncio.gather(*(work(kept, clock, 10) for _ in range(10)))
     assert 16 <= clock.slept <= 26
+
+
+class Loop:
+    """An event loop's own time, as a test says it passes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, share: float) -> None:
+        """``share`` of the time that passes, the loop works in."""
+        self.now = 1000.0
+        monkeypatch.setattr(frames.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(frames.time, "thread_time", lambda: self.now * share)
+
+
+async def at_once(pace: frames.Pace, loop: Loop, seconds: float) -> int:
+    """How many of 20 frames are worked on together, each for so many seconds."""
+    under_way = most = 0
+
+    async def one() -> None:
+        nonlocal under_way, most
+        async with pace.work():
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0)
+            loop.now += seconds
+            under_way -= 1
+
+    await asyncio.gather(*(one() for _ in range(20)))
+    return most
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+async def test_frames_are_few_at_once_while_the_loop_is_busy(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    loop = Loop(monkeypatch, share=0.9)
+    pace = frames.Pace(threads, pauses=True)
+    loop.now += 1
+    assert await at_once(pace, loop, 0.0) == threads
+
+
+@pytest.mark.parametrize(("share", "pauses"), [(0.1, True), (0.9, False)])
+async def test_frames_wait_for_nothing_else(monkeypatch: pytest.MonkeyPatch, share: float, pauses: bool) -> None:
+    loop = Loop(monkeypatch, share=share)
+    pace = frames.Pace(1, pauses=pauses)
+    loop.now += 1
+    assert await at_once(pace, loop, 0.0) == 20
+
+
+@pytest.mark.parametrize(("threads", "rests"), [(1, 0.04), (4, 0.01)])
+async def test_a_rest_is_as_long_as_the_work_for_one_thread(
+    monkeypatch: pytest.MonkeyPatch, threads: int, rests: float
+) -> None:
+    loop = Loop(monkeypatch, share=0.9)
+    pace = frames.Pace(threads, pauses=True)
+    loop.now += 1
+    rested = []
+    later = asyncio.get_running_loop().call_later
+    monkeypatch.setattr(
+        asyncio.get_running_loop(), "call_later", lambda seconds, *call: rested.append(seconds) or later(0, *call)
+    )
+    for _ in range(threads + 2):
+        async with pace.work():
+            loop.now += 0.04
+    assert rested == pytest.approx([rests] * (threads + 2))
+
+
+async def test_a_frame_that_is_given_up_keeps_its_place_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(monkeypatch, share=0.9)
+    pace = frames.Pace(1, pauses=True)
+    loop.now += 1
+
+    async def work() -> None:
+        async with pace.work():
+            await asyncio.sleep(60)
+
+    working, waiting = asyncio.create_task(work()), asyncio.create_task(work())
+    await asyncio.sleep(0)
+    for task in (waiting, working):
+        task.cancel()
+    await asyncio.wait([working, waiting])
+    async with asyncio.timeout(5), pace.work():
+        pass

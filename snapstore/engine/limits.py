@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 
 from snapstore.aio import Workers
 from snapstore.engine.arguments import check_count
+from snapstore.engine.pace import Pace
 from snapstore.errors import InvalidInput, StoreClosed
 
 _FILE_THREADS = 8
@@ -25,8 +26,9 @@ class Limits:
     ``memory`` is what snapshots and restores may hold in their buffers altogether, in bytes; one that needs more than
     that alone is still admitted when nothing else runs. ``threads`` compress and decompress (default: one a processor,
     four at most). ``operations`` is how many snapshots and restores run at the same time, ``connections`` how many
-    requests to S3 (of a single store, `S3Options.connections` at most). With ``nice``, threads lower their own
-    priority, so that the embedding service comes first (Linux).
+    requests to S3 (of a single store, `S3Options.connections` at most). With ``nice``, the
+    embedding service comes first: threads lower their own priority (Linux), and pause while the event loop is busy, the
+    longer the fewer ``threads`` there are.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Limits:
         """Held while one piece of one file is fetched and checked: single files need not wait for whole snapshots."""
         self.requesting = asyncio.Semaphore(connections)
         """Held by each request to S3 while it has a connection."""
+        self.pace = Pace(self.threads, pauses=nice)
         self._users = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._compute: Workers | None = None
@@ -98,6 +101,7 @@ class Limits:
         if self._users == 0:
             if loop is not self._loop:  # a semaphore belongs to the loop that it was first waited for on
                 self.reading, self.requesting = asyncio.Semaphore(_READS), asyncio.Semaphore(self.connections)
+                self.pace = Pace(self.threads, pauses=self._nice)
             self._loop = loop
             self._compute = Workers(self.threads, "compute", nice=self._nice)
             self._files = Workers(_FILE_THREADS, "files", nice=self._nice)

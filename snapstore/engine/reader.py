@@ -5,6 +5,7 @@ a slow reader holds no more), and one for each 8 MiB of a whole archive. All of 
 object, and every byte is checked.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
@@ -46,6 +47,8 @@ class ArchiveReader:
         self.snapshot = snapshot
         self._key = snapshot.key
         self._etag: str | None = None
+        self._unpacking = asyncio.Semaphore(limits.threads + 1)
+        """Held while a frame is in a thread, or the next one for it: what waits must not be in its queue yet."""
 
     async def members(self) -> AsyncGenerator[Member, None]:
         async with self._limits.reading:
@@ -135,7 +138,8 @@ class ArchiveReader:
         async def unpack_frame(wanted: FramePieces) -> None:
             entry = wanted.frame.entry
             compressed = body[entry.offset - start : entry.offset - start + entry.size]
-            meter.add(*await self._limits.compute.run(unpacker.unpack, wanted, compressed))
+            async with self._unpacking, self._limits.pace.work():
+                meter.add(*await self._limits.compute.run(unpacker.unpack, wanted, compressed))
 
         jobs: Iterator[Coroutine[Any, Any, None]] = (unpack_frame(wanted) for wanted in group)
         await run_all(jobs, at_once=self._limits.threads)

@@ -172,7 +172,8 @@ class SnapshotWriter:
             more = True
             while more or sealing:
                 if more:
-                    raw = await self._limits.files.run(_next, raw_frames)
+                    async with self._limits.pace.work():
+                        raw = await self._limits.files.run(_next, raw_frames)
                     if raw is None:
                         more = False
                     else:
