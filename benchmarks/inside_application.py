@@ -9,7 +9,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ import msgspec
 from aiohttp import web
 
 from benchmarks import load_client
-from benchmarks.clock import clock
+from benchmarks.clock import Inside, clock
 from benchmarks.inside_index import spread
 from snapstore import Limits, SnapStore
 
 _TICK = 0.001
-_IDLE = 5.0
+_IDLE = 4.0
 _MANY = 8
 
 
@@ -32,9 +32,9 @@ async def application(url: str, folder: str, targets: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         async with _clients() as clients:
             async with SnapStore.open(url, index=f"{scratch}/index.db") as store:
-                idle = await _phase(clients, "idle", asyncio.sleep(_IDLE))
-                await _phase(clients, "one create", store.create("app", folder), idle)
-                await _phase(clients, "one restore", store.restore("app@latest", f"{targets}/one"), idle)
+                await _phase(clients, "idle", asyncio.sleep(_IDLE))
+                await _beside_idle(clients, "one create", store.create("app", folder))
+                await _beside_idle(clients, "one restore", store.restore("app@latest", f"{targets}/one"))
                 together = [
                     work
                     for number in range(_MANY)
@@ -43,11 +43,11 @@ async def application(url: str, folder: str, targets: str) -> None:
                         store.restore("app@latest", f"{targets}/{number}"),
                     )
                 ]
-                await _phase(clients, f"{_MANY} creates and {_MANY} restores", asyncio.gather(*together), idle)
+                await _beside_idle(clients, f"{_MANY} creates and {_MANY} restores", _all(together))
             limits = Limits(threads=1)
             async with SnapStore.open(url, index=f"{scratch}/index.db", limits=limits) as store:
-                await _phase(clients, "one create, one thread", store.create("app", folder), idle)
-                await _phase(clients, "one restore, one thread", store.restore("app@latest", f"{targets}/slow"), idle)
+                await _beside_idle(clients, "one create, one thread", store.create("app", folder))
+                await _beside_idle(clients, "one restore, one thread", store.restore("app@latest", f"{targets}/slow"))
 
 
 async def crowd(url: str, folder: str, targets: str, count: int) -> None:
@@ -80,8 +80,31 @@ class _Clients:
         return found
 
 
-async def _phase(clients: _Clients, name: str, work: Awaitable[Any], idle: float | None = None) -> float:
-    """Measure the service during ``work``; answers a second, beside those while it was ``idle``."""
+async def _all(works: Sequence[Awaitable[Any]]) -> None:
+    await asyncio.gather(*works)
+
+
+async def _beside_idle(clients: _Clients, name: str, work: Awaitable[Any]) -> None:
+    """A phase, and its answers a second as a share of those right before and after it: machines have their moods."""
+    before = await _rate_when_idle(clients)
+    inside = await _measured(clients, name, work)
+    inside.values["of_idle"] = inside.values["answers_a_second"] * 2 / (before + await _rate_when_idle(clients))
+    inside.tell()
+
+
+async def _rate_when_idle(clients: _Clients) -> float:
+    await clients.told()
+    await asyncio.sleep(_IDLE / 2)
+    found = await clients.told()
+    return found["count"] / found["seconds"]
+
+
+async def _phase(clients: _Clients, name: str, work: Awaitable[Any]) -> None:
+    (await _measured(clients, name, work)).tell()
+
+
+async def _measured(clients: _Clients, name: str, work: Awaitable[Any]) -> Inside:
+    """The service during ``work``: how late its loop is, and what its clients get."""
     late: list[float] = []
     await clients.told()
     ticking = asyncio.create_task(_tick(late))
@@ -91,12 +114,8 @@ async def _phase(clients: _Clients, name: str, work: Awaitable[Any], idle: float
     inside.values |= {f"delay_{name}": value for name, value in spread(late).items()}
     found = await clients.told()
     inside.values |= {f"answer_{name}": value for name, value in found.items()}
-    rate = found["count"] / found["seconds"]
-    inside.values["answers_a_second"] = rate
-    if idle is not None:
-        inside.values["of_idle"] = rate / idle
-    inside.tell()
-    return rate
+    inside.values["answers_a_second"] = found["count"] / found["seconds"]
+    return inside
 
 
 async def _tick(late: list[float]) -> None:
