@@ -111,11 +111,17 @@ async def test_a_rebuild_does_not_write_over_a_file_that_took_the_place_of_its_o
             assert len(await ids(one)) == 2
 
 
-async def test_a_new_file_is_not_read_before_it_is_whole(tmp_path: Path, app: Path, paused: list[Paused]) -> None:
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "just_made"])
+async def test_a_new_file_is_not_read_before_it_is_whole(
+    tmp_path: Path, app: Path, paused: list[Paused], begun: bool
+) -> None:
     async with opening(tmp_path) as one:
         made = await one.create("blog", app)
         delete_index(tmp_path)
         await asyncio.to_thread(file.prepare, str(tmp_path / "index.db"), one.url)
+        if not begun:
+            with closing(sqlite3.connect(tmp_path / "index.db", isolation_level=None)) as other:
+                other.execute("DELETE FROM store")
         with pytest.raises(CatalogBusy, match="filled anew"):
             await one.get(made.id)
         async with opening(tmp_path):

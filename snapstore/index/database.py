@@ -227,8 +227,8 @@ class _Readers:
 
 
 async def _is_filled(connection: aiosqlite.Connection) -> bool:
-    [(filled,)] = await connection.execute_fetchall("SELECT filled FROM store")
-    return bool(filled)
+    # No row yet where another process is just making the file.
+    return [*await connection.execute_fetchall("SELECT 1 FROM store WHERE filled")] != []
 
 
 async def _close(connections: Sequence[aiosqlite.Connection]) -> None:

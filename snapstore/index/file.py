@@ -92,8 +92,7 @@ def prepare(path: str, store_url: str) -> None:
             # A cache may lose its last transactions with the machine's power; each need not wait for the disk.
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA journal_mode = WAL")
-            _migrate(connection, path)
-            connection.execute("INSERT OR IGNORE INTO store (only, url) VALUES (1, ?)", [store_url])
+            _migrate(connection, path, store_url)
             (found,) = connection.execute("SELECT url FROM store").fetchone()
             _probe(connection, path)
     except damage.ERRORS as error:
@@ -111,9 +110,9 @@ def prepare(path: str, store_url: str) -> None:
         )
 
 
-def _migrate(connection: sqlite3.Connection, path: str) -> None:
+def _migrate(connection: sqlite3.Connection, path: str, store_url: str) -> None:
     try:
-        migrate(connection, path)
+        migrate(connection, path, store_url)
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_ERROR:
             raise

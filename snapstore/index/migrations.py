@@ -1,4 +1,4 @@
-"""Bring an index file to the newest schema: numbered SQL files, each applied in one transaction with its version."""
+"""Bring an index file to the newest schema: numbered SQL files, applied in one transaction."""
 
 import re
 import sqlite3
@@ -26,23 +26,27 @@ def version() -> int:
     return len(scripts())
 
 
-def migrate(connection: sqlite3.Connection, path: str) -> None:
-    """Apply what is missing. CatalogTooNew where the file is ahead of us."""
-    for number, script in enumerate(scripts(), 1):
-        if _found(connection, path) >= number:
-            continue
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            # Asked again under the write lock: another process may have been here meanwhile.
-            if _found(connection, path) < number:
-                for statement in _statements(script):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {number}")
-            connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):  # rolled back by itself, where the disk is full
-                connection.execute("ROLLBACK")
-            raise
+def migrate(connection: sqlite3.Connection, path: str, store_url: str) -> None:
+    """Apply what is missing, and say whose index it is, where it does not. CatalogTooNew where the file is ahead of us.
+
+    All in one transaction: others may be reading the file, who must not meet it half made.
+    """
+    if _found(connection, path) == version() and connection.execute("SELECT count(*) FROM store").fetchone()[0]:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Asked under the write lock: another process may have been here meanwhile.
+        found = _found(connection, path)
+        for script in scripts()[found:]:
+            for statement in _statements(script):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {version()}")
+        connection.execute("INSERT OR IGNORE INTO store (only, url) VALUES (1, ?)", [store_url])
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # rolled back by itself, where the disk is full
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _found(connection: sqlite3.Connection, path: str) -> int:
