@@ -59,8 +59,8 @@ class Loop:
         monkeypatch.setattr(frames.time, "thread_time", lambda: self.now * share)
 
 
-async def at_once(pace: frames.Pace, loop: Loop, seconds: float) -> int:
-    """How many of 20 frames are worked on together, each for so many seconds."""
+async def at_once(pace: frames.Pace) -> int:
+    """How many of 20 frames are worked on together."""
     under_way = most = 0
 
     async def one() -> None:
@@ -69,7 +69,6 @@ async def at_once(pace: frames.Pace, loop: Loop, seconds: float) -> int:
             under_way += 1
             most = max(most, under_way)
             await asyncio.sleep(0)
-            loop.now += seconds
             under_way -= 1
 
     await asyncio.gather(*(one() for _ in range(20)))
@@ -81,7 +80,7 @@ async def test_frames_are_few_at_once_while_the_loop_is_busy(monkeypatch: pytest
     loop = Loop(monkeypatch, share=0.9)
     pace = frames.Pace(threads, pauses=True)
     loop.now += 1
-    assert await at_once(pace, loop, 0.0) == threads
+    assert await at_once(pace) == threads
 
 
 @pytest.mark.parametrize(("share", "pauses"), [(0.1, True), (0.9, False)])
@@ -89,7 +88,7 @@ async def test_frames_wait_for_nothing_else(monkeypatch: pytest.MonkeyPatch, sha
     loop = Loop(monkeypatch, share=share)
     pace = frames.Pace(1, pauses=pauses)
     loop.now += 1
-    assert await at_once(pace, loop, 0.0) == 20
+    assert await at_once(pace) == 20
 
 
 @pytest.mark.parametrize(("threads", "rests"), [(1, 0.04), (4, 0.01)])

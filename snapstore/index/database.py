@@ -227,7 +227,7 @@ class _Readers:
 
 
 async def _is_filled(connection: aiosqlite.Connection) -> bool:
-    # No row yet where another process is just making the file.
+    # An index that was begun by an older snapstore may have no row yet.
     return [*await connection.execute_fetchall("SELECT 1 FROM store WHERE filled")] != []
 
 
