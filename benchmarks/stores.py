@@ -40,6 +40,7 @@ class PartialStore:
 
     url = "partial://"
     part_size = 8 << 20
+    equal_parts = False
     listings = 1
     ca_bundle: str | None = None
 

@@ -135,7 +135,7 @@ class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a long call has come. Totals are what the walk found, and 0 where nothing is known beforehand."""
+    """How far a long call has come. Totals are 0 where, or as long as, they are not known."""
 
     phase: Literal["scan", "pack", "restore", "load", "rebuild", "replace", "archives", "checkpoint"]
     """``load`` is the reading of checkpoints, ``rebuild`` of the store's metadata, also by a sync; in ``replace`` the
@@ -148,7 +148,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 ProgressCallback = Callable[[Progress], None]
-"""Called on the event loop, so it must be quick; one that raises may end the call."""
+"""Called on the event loop, so it must be quick. One that raises ends a create or a restore, and may end others."""
 
 
 class Count(msgspec.Struct, frozen=True):

@@ -75,6 +75,10 @@ class ObjectStore(Protocol):
         """Bytes that the parts of uploads should have here, at least."""
 
     @property
+    def equal_parts(self) -> bool:
+        """Whether all parts of an upload but the last have to be of one size; known once connected."""
+
+    @property
     def listings(self) -> int:
         """How many listings at once are faster than one."""
 

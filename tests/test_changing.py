@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from snapstore import InvalidInput, Member, SnapshotReport, SnapStore, SourceNotFound, SourceUnreadable
-from snapstore.archive import plan
+from snapstore.archive import walk
 from snapstore.archive.source import Source
 
 FRAME = 4 << 20
@@ -72,13 +72,12 @@ class Reads:
 def between_walk_and_read(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Any]) -> None:
     """``change`` comes when all of the folder is listed, and nothing of it is read."""
 
-    def plan_and_change(self: Any) -> plan.Plan:
-        made = whole(self)
+    def end_and_change(self: Any) -> None:
+        end(self)
         change()
-        return made
 
-    whole = plan._Walk.plan
-    monkeypatch.setattr(plan._Walk, "plan", plan_and_change)
+    end = walk.Walk._end
+    monkeypatch.setattr(walk.Walk, "_end", end_and_change)
 
 
 def only(report: SnapshotReport) -> tuple[str, str]:

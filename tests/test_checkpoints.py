@@ -46,6 +46,7 @@ class Bucket:
 
     url = "memory://bucket"
     part_size = 8 << 20
+    equal_parts = False
     listings = 4
 
     def __init__(self) -> None:

@@ -933,9 +933,13 @@ async def test_errors_come_out_as_they_are(house: House, monkeypatch: pytest.Mon
         pass
 
     def fail(progress: Progress) -> None:
-        if progress.phase != "scan":
+        if progress.phase in phases:
             raise OfTheCaller
 
+    phases = ["pack", "restore"]
+    with pytest.raises(OfTheCaller):
+        await house.store.create("blog", house.app, progress=fail)
+    phases.append("scan")
     with pytest.raises(OfTheCaller):
         await house.store.create("blog", house.app, progress=fail)
     with pytest.raises(OfTheCaller):

@@ -452,9 +452,9 @@ async def test_members_are_listed_in_the_archives_order(store: SnapStore, app: P
     made = await store.create("blog", app)
     members = [member async for member in store.members(made.id)]
     assert [(member.path, member.type) for member in members] == [
-        ("etc/conf", "f"),
         ("etc/deep/er", "f"),
         ("readme", "f"),
+        ("etc/conf", "f"),
         ("data/big", "f"),
         ("etc/hard", "h"),
         ("soft", "l"),

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from snapstore.aio import Workers, drop, run_all, uninterrupted
+from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import FRAME
-from snapstore.archive.plan import Plan
+from snapstore.archive.source import Source
+from snapstore.archive.walk import Walk
 from snapstore.engine import parts
 from snapstore.engine.limits import Limits
 from snapstore.engine.writer import Request, SnapshotWriter
@@ -402,12 +404,15 @@ async def test_an_archive_sends_no_more_parts_than_its_memory_allows(
     assert await content(store) == b"0123456789" * 100
 
 
-async def test_a_snapshot_asks_for_the_memory_of_the_parts_that_it_sends(store: Faulty) -> None:
-    request = Request("blog", "folder", (), (), "fail", 3, None)
+async def test_a_snapshot_asks_for_the_memory_of_the_parts_that_it_sends(store: Faulty, tmp_path: Path) -> None:
+    request = Request("blog", str(tmp_path), (), (), "fail", 3, None)
     writer = SnapshotWriter(store, None, Limits(threads=4), None, request)  # type: ignore[arg-type]
 
     def asked(size: int) -> int:
-        return writer._memory(Plan([], {}, [], size, 0, [], []))
+        with Source(str(tmp_path)) as source:
+            walk = Walk(source, Excludes([]))
+            walk.content_size = size
+            return writer._memory(walk)
 
     frames = 7 * FRAME
     assert asked(GIB) == frames + 4 * store.part_size

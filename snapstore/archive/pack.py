@@ -1,4 +1,4 @@
-"""A plan into raw frames: headers and file bytes, read straight into the buffers that will be compressed.
+"""A walk into raw frames: headers and file bytes, read straight into the buffers that will be compressed.
 
 The cuts are FORMAT.md's: members that fit share frames of up to 4 MiB; a larger file has frames of its own, cut every
 4 MiB of its content. A file that fits is read until two looks at it agree, three times at most; a larger one is padded
@@ -17,8 +17,8 @@ import msgspec
 from snapstore.archive import tar
 from snapstore.archive.frames import FRAME, Buffer, RawFrame
 from snapstore.archive.names import to_text
-from snapstore.archive.plan import Plan, hard_link, member_of
 from snapstore.archive.source import FILE_FLAGS, NotRegular, Source, Xattrs, has_xattrs, is_exhausted, read_xattrs
+from snapstore.archive.walk import Walk, hard_link, member_of
 from snapstore.errors import SourceUnreadable, reason_of
 from snapstore.model import Member, OnError, Problem
 
@@ -53,12 +53,16 @@ class Buffers:
 
 
 class Packer:
-    """Reads a plan's members from their source; `frames` is run once, in one thread at a time."""
+    """Reads what a walk has found from its source; `frames` is run once, in one thread at a time.
 
-    def __init__(self, source: Source, plan: Plan, buffers: Buffers, *, on_error: OnError = "fail") -> None:
+    The walk may be ahead, and may go on whenever a frame was given; where it is not ahead, it is taken further.
+    """
+
+    def __init__(self, source: Source, walk: Walk, buffers: Buffers, *, on_error: OnError = "fail") -> None:
         self._source = source
-        self._plan = plan
-        self._buffers = buffers
+        self._walk = walk
+        self.buffers = buffers
+        """Those of its frames, to be given back."""
         self._on_error = on_error
         self._begin_frame(buffers.take())
         self._folder = -1
@@ -70,37 +74,40 @@ class Packer:
 
     def frames(self) -> Generator[RawFrame, None, None]:
         """All frames in order, the end frame last. SourceUnreadable with ``on_error="fail"``."""
-        plan = self._plan
-        plan.files.reverse()
-        while plan.files:
-            # Taken from the list as they are packed, so that the plan shrinks while the table of contents grows.
-            planned = plan.files.pop()
-            if not self._pack_usual(planned):
-                yield from self._pack_file(planned)
+        walk = self._walk
+        while walk.files or not walk.over:
+            if not walk.files:
+                walk.step()
                 self._parent = None  # its descriptor may be closed by now
-        for links in plan.links.values():
+                continue
+            # Taken from there as they are packed, so that less is kept of the walk as the table of contents grows.
+            found = walk.files.popleft()
+            if not self._pack_usual(found):
+                yield from self._pack_file(found)
+                self._parent = None
+        for links in walk.links.values():
             for member in links:
                 yield from self._add(member, self._encode(member))
-        for member in plan.others:
+        for member in walk.others:
             yield from self._pack_other(member)
         if self._frame.length:
             yield self._next_frame()
         self._frame.append(tar.END)
         yield self._frame
 
-    def _pack_usual(self, planned: Member) -> bool:
+    def _pack_usual(self, found: Member) -> bool:
         """A file that fits the frame, has one name and no attributes, and is as the walk found it, as most are.
 
         `_pack_file` in a third of the time. Whatever is unusual is left to it, with nothing in the frame yet. What the
         walk found is the first look at the file: in a busy service each system call costs more than its own time, since
         the interpreter may be somebody else's when it is done.
         """
-        path, size, mode = planned.path, planned.size, planned.mode
+        path, size, mode = found.path, found.size, found.mode
         frame = self._frame
         ahead = frame.length
-        if size > FRAME - ahead - _USUAL_HEADERS or path in self._plan.links or not path.isascii():
+        if size > FRAME - ahead - _USUAL_HEADERS or path in self._walk.links or not path.isascii():
             return False
-        blocks = tar.encode_usual(path.encode(), size, mode, planned.uid, planned.gid, planned.mtime)
+        blocks = tar.encode_usual(path.encode(), size, mode, found.uid, found.gid, found.mtime)
         if not blocks:
             return False
         start = ahead + len(blocks)
@@ -122,24 +129,22 @@ class Packer:
         finally:
             os.close(descriptor)
         if (
-            after.st_ctime_ns != planned.ctime
-            or after.st_mtime_ns != planned.mtime
+            after.st_ctime_ns != found.ctime
+            or after.st_mtime_ns != found.mtime
             or after.st_size != size
-            or after.st_ino != planned.ino
+            or after.st_ino != found.ino
             or after.st_mode != S_IFREG | mode
         ):
             return False
-        self._list(
-            Member(path, "f", ahead, size, mode, planned.uid, planned.gid, planned.mtime, planned.ctime, planned.ino)
-        )
+        self._list(Member(path, "f", ahead, size, mode, found.uid, found.gid, found.mtime, found.ctime, found.ino))
         frame.append(blocks)
         frame.skip(size)
         frame.pad(size)
         return True
 
-    def _pack_file(self, planned: Member) -> Iterator[RawFrame]:
+    def _pack_file(self, found: Member) -> Iterator[RawFrame]:
         """One file; where its name is gone or unreadable, the next of its hard links stands in for it."""
-        names = deque([planned, *self._plan.links.pop(planned.path, ())])
+        names = deque([found, *self._walk.links.pop(found.path, ())])
         while names:
             path = names.popleft().path
             try:
@@ -150,7 +155,7 @@ class Packer:
             try:
                 yield from self._read_file(path, descriptor)
                 if names:
-                    self._plan.links[path] = [hard_link(member, path) for member in names]
+                    self._walk.links[path] = [hard_link(member, path) for member in names]
                 return
             except OSError as error:
                 # Nothing of it is in a frame yet: content is read before it is listed.
@@ -186,8 +191,8 @@ class Packer:
         if self._frame.length:
             yield self._next_frame()
         if len(blocks) > _HEADROOM:
-            self._buffers.give(self._frame.buffer)
-            self._begin_frame(self._buffers.take(FRAME + len(blocks)))
+            self.buffers.give(self._frame.buffer)
+            self._begin_frame(self.buffers.take(FRAME + len(blocks)))
         sparse = before.st_blocks * 512 < before.st_size
         length = min(FRAME, member.size)  # less than a frame where it was the headers that did not fit as well
         missing = self._read_chunk(len(blocks), length, descriptor, sparse=sparse) < length
@@ -244,7 +249,7 @@ class Packer:
                 xattrs = self._source.special_xattrs(member.path)
         except OSError as error:
             # A folder that could not be listed is among the problems already.
-            if member.path not in {problem.path for problem in self._plan.problems}:
+            if member.path not in {problem.path for problem in self._walk.problems}:
                 self._report(member.path, error)
             return
         if xattrs:
@@ -269,7 +274,7 @@ class Packer:
     def _next_frame(self) -> RawFrame:
         """The frame that is full; a new one takes its place."""
         full = self._frame
-        self._begin_frame(self._buffers.take())
+        self._begin_frame(self.buffers.take())
         return full
 
     def _begin_frame(self, buffer: Buffer) -> None:

@@ -23,6 +23,7 @@ from snapstore.archive.select import EVERYTHING, Choice, choose
 from snapstore.engine.file import Found
 from snapstore.engine.limits import Limits
 from snapstore.engine.restoring import report, restoring
+from snapstore.engine.telling import told_from_thread
 from snapstore.errors import ArchiveDamaged, MemberNotFound, PreconditionFailed
 from snapstore.model import Member, MemberType, Progress, ProgressCallback, RestoreReport, Snapshot
 from snapstore.objectstore import ObjectStore
@@ -124,19 +125,10 @@ class ForeignReader:
                     )
                 wanted = ((path, kind) for path, (kind, _) in kinds.items() if path in choice)
                 await files.run(restoration.check_conflicts, wanted)
-            async with self._stream() as raw:
-                await parsers.run_stoppable(self._stop, self._unpack, raw, restoration.writer, choice, progress)
+            with told_from_thread(progress) as tell:
+                async with self._stream() as raw:
+                    await parsers.run_stoppable(self._stop, _unpack, raw, restoration.writer, choice, tell)
         return report(restoration, self.snapshot, started)
-
-    def _unpack(self, raw: Decompressed, writer: TreeWriter, choice: Choice, progress: ProgressCallback | None) -> None:
-        told = 0
-        for member in foreign.read_members(raw):
-            if to_text(member.header.path) not in choice:
-                continue
-            foreign.write(member._replace(header=choice.renamed(member.header)), writer)
-            if progress is not None and writer.content_size - told >= FRAME:
-                told = writer.content_size
-                self._loop.call_soon_threadsafe(progress, Progress("restore", writer.members, 0, told, 0))
 
     @asynccontextmanager
     async def _stream(self) -> AsyncIterator[Decompressed]:
@@ -163,6 +155,17 @@ class ForeignReader:
                     raise Stopped from None
 
             yield Decompressed(read)
+
+
+def _unpack(raw: Decompressed, writer: TreeWriter, choice: Choice, tell: ProgressCallback | None) -> None:
+    told = 0
+    for member in foreign.read_members(raw):
+        if to_text(member.header.path) not in choice:
+            continue
+        foreign.write(member._replace(header=choice.renamed(member.header)), writer)
+        if tell is not None and writer.content_size - told >= FRAME:
+            told = writer.content_size
+            tell(Progress("restore", writer.members, 0, told, 0))
 
 
 def _listed(raw: Decompressed) -> Iterator[list[Member]]:

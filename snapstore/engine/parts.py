@@ -1,4 +1,4 @@
-"""An archive on its way to the store: bytes in order, cut into parts of one size, a few of them being sent.
+"""An archive on its way to the store: bytes in order, cut into parts, a few of them being sent.
 
 An archive that fits one part is a single put. Left without `finish`, nothing of it stays.
 """
@@ -10,15 +10,17 @@ from snapstore.objectstore import ObjectStore
 from snapstore.storage.upload import MAX_PARTS, MultipartUpload
 
 IN_FLIGHT = 3
+KNOWN_BY = MAX_PARTS // 10
+"""After so many parts it must be known how large the archive will be, so that the others suffice for it."""
 _MARGIN = 1.1
 """Files may grow between the walk and the read."""
 _MEMORY = 128 << 20
 """Bytes that parts may hold altogether, before fewer of them are sent at once: what `Limits` give by default."""
 
 
-def part_size(archive_size: int, at_least: int) -> int:
-    """Bytes a part, so that an archive of about this size has fewer than 10,000; whole MiB where more are needed."""
-    needed = int(archive_size * _MARGIN) // MAX_PARTS
+def part_size(size: int, at_least: int, parts: int = MAX_PARTS) -> int:
+    """Bytes a part, so that about ``size`` bytes have fewer than ``parts``; whole MiB where more are needed."""
+    needed = int(size * _MARGIN) // parts
     return max(at_least, -(-needed >> 20) << 20)
 
 
@@ -42,7 +44,8 @@ class ArchiveUpload:
         self._multipart = MultipartUpload(store, key, in_flight=in_flight(size_of_part))
         self._chunks: list[bytes] = []
         self._filled = 0
-        self._number = 0
+        self.parts = 0
+        """How many were handed over to be sent."""
         self.size = 0
 
     async def __aenter__(self) -> "ArchiveUpload":
@@ -52,6 +55,12 @@ class ArchiveUpload:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._multipart.__aexit__(kind, error, trace)
+
+    def expect(self, size: int) -> None:
+        """The archive will have about ``size`` bytes: from the next part on, parts are as large as that needs."""
+        rest = max(0, size - self.size + self._filled)
+        self._size_of_part = part_size(rest, self._size_of_part, MAX_PARTS - self.parts)
+        self._multipart.in_flight = in_flight(self._size_of_part)
 
     async def write(self, chunk: bytes) -> None:
         """The next bytes; waits while enough parts are on their way."""
@@ -67,12 +76,12 @@ class ArchiveUpload:
 
     async def _send(self) -> None:
         body, self._chunks, self._filled = self._chunks, [], 0
-        self._number += 1
-        await self._multipart.part(self._number, body)
+        self.parts += 1
+        await self._multipart.part(self.parts, body)
 
     async def finish(self) -> None:
         """The object is there, whole, when this returns."""
-        if self._number == 0:
+        if self.parts == 0:
             await ended(self._store.put(self._key, b"".join(self._chunks)))
             return
         if self._chunks:

@@ -97,8 +97,13 @@ class SnapStore(Listing):
         )
         Excludes(request.exclude)  # a pattern that cannot be understood is found before anything is done
         writer = SnapshotWriter(self._store, self._catalog, self._limits, self._index_label, request)
-        work = reported("create", writer.write, app=request.app, snapshot_id=writer.id)
-        return await self._calls.run(work, undo=writer.undo)
+        about = {"app": request.app, "snapshot_id": writer.id}
+
+        async def undo() -> None:
+            with operation("undo", **about):
+                await writer.undo()
+
+        return await self._calls.run(reported("create", writer.write, **about), undo=undo)
 
     async def file(self, snapshot_id: str, path: str) -> SnapshotFile:
         """The file ``path`` of a snapshot, to look at and to read; a hard link is followed.

@@ -1,30 +1,28 @@
-"""create: plan → frames → parts → commit.
+"""create: walk → frames → parts → commit.
 
-One thread reads the folder into frames, a few compress and digest them, and the event loop only passes them on, in
-order, to the upload. The number of frames and parts under way is bounded, so memory is the same for any folder, but for
-the plan and the table of contents.
+The number of frames and parts under way is bounded, so memory is the same for any folder, but for what the walk has
+found and the table of contents.
 """
 
 import asyncio
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from snapstore import keys, metadata, operation
 from snapstore.aio import TIDY_SECONDS, Stopped, drop, ended, uninterrupted
-from snapstore.archive import frames, toc
 from snapstore.archive.exclude import Excludes
-from snapstore.archive.frames import FRAME, RawFrame, SealedFrame
 from snapstore.archive.pack import Buffers, Packer
-from snapstore.archive.plan import Plan, make_plan
 from snapstore.archive.source import Source
 from snapstore.archive.toc import TocBuilder, Trailer
+from snapstore.archive.walk import Walk
 from snapstore.engine.limits import Limits
-from snapstore.engine.parts import ArchiveUpload, memory, part_size
+from snapstore.engine.parts import ArchiveUpload, part_size
+from snapstore.engine.pipeline import Ends, Pipeline, archive_size, most_memory
+from snapstore.engine.telling import told_from_thread
 from snapstore.errors import StorageUnavailable
 from snapstore.index import file
 from snapstore.index.catalog import Catalog
@@ -33,8 +31,8 @@ from snapstore.objectstore import ObjectInfo, ObjectStore
 
 log = logging.getLogger("snapstore")
 
-_BYTES_A_MEMBER = 2048
-"""Headers and line in the table of contents, generously: to choose the size of parts, and to ask for memory."""
+_MEMBERS_AHEAD = 1000
+"""That are walked over before anything is packed, at least: of most folders all is known then."""
 
 
 class Request(NamedTuple):
@@ -64,10 +62,8 @@ class SnapshotWriter:
         self._key = keys.archive_key(
             request.app, self._id, _label_value(index_label, request.labels), int(self._created_at.timestamp())
         )
-        self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
         self._source: Source | None = None
-        self._buffers = Buffers()
         self._uploading = self._committing = False
         self._unclear = False
         """Whether the store may still be given the metadata by a request of ours that it has not answered."""
@@ -77,40 +73,32 @@ class SnapshotWriter:
         """The snapshot's."""
         return self._id
 
-    async def _plan(self) -> Plan:
-        """What the folder holds; the store is made ready meanwhile."""
-        connecting = asyncio.create_task(self._store.connect())
-        try:
-            plan = await self._limits.files.run_stoppable(self._stop, self._scan)
-            await connecting
-            return plan
-        finally:
-            await drop([connecting])
-
     async def write(self) -> SnapshotReport:
         started = time.monotonic()
         try:
             await self._limits.files.run(self._look)
             async with self._limits.turn() as turn:
+                connecting = asyncio.create_task(self._store.connect())  # the store is made ready meanwhile
                 try:
-                    plan = await self._plan()
-                    await turn.hold(self._memory(plan))
-                    snapshot, packer = await self._upload(plan)
+                    walk = await self._look_ahead()
+                    await turn.hold(self._memory(walk))
+                    snapshot, packer = await self._upload(walk, connecting)
                 finally:
+                    await drop([connecting])
                     await uninterrupted(self._limits.files.run(self._close))
             await self._commit(snapshot)
         except BaseException:
             await uninterrupted(self.undo())
             raise
-        if plan.left_out:
-            log.info("snapshot %s: left out %s, files of an index in use", self._id, ", ".join(plan.left_out))
-        problems = (*plan.problems, *packer.problems)
+        if walk.left_out:
+            log.info("snapshot %s: left out %s, files of an index in use", self._id, ", ".join(walk.left_out))
+        problems = (*walk.problems, *packer.problems)
         for problem in problems:
             log.warning("snapshot %s: %s was %s: %s", self._id, problem.path, problem.kind, problem.reason)
         return SnapshotReport(
             **{field: getattr(snapshot, field) for field in Snapshot.__struct_fields__},
             problems=problems,
-            sockets=plan.sockets,
+            sockets=walk.sockets,
             seconds=time.monotonic() - started,
         )
 
@@ -118,85 +106,56 @@ class SnapshotWriter:
         """Whether there is such a folder: nobody shall have to wait for a turn to learn that there is none."""
         Source(self._request.folder).close()
 
-    def _scan(self) -> Plan:
+    async def _look_ahead(self) -> Walk:
+        """A walk that has come far enough to tell how much memory to ask for."""
+        with told_from_thread(self._request.progress) as progress:
+            return await self._limits.files.run_stoppable(self._stop, self._begin_walk, progress)
+
+    def _begin_walk(self, progress: ProgressCallback | None) -> Walk:
         self._source = Source(self._request.folder)
         excludes = Excludes([*self._source.ignore_lines(), *self._request.exclude])
         # Indexes that we have open are caches, and SQLite's alone to open.
-        return make_plan(
-            self._source, excludes, on_error=self._request.on_error, leave_out=file.in_use(), step=self._scanned
-        )
-
-    def _scanned(self, found: int) -> None:
-        if self._stop.is_set():
-            raise Stopped
-        if self._request.progress is not None:
-            self._loop.call_soon_threadsafe(self._request.progress, Progress("scan", found, found, 0, 0))
+        walk = Walk(self._source, excludes, on_error=self._request.on_error, leave_out=file.in_use())
+        while not walk.over and (walk.found < _MEMBERS_AHEAD or _whole(walk) < self._most_memory(walk)):
+            if self._stop.is_set():
+                raise Stopped
+            walk.step()
+            if progress is not None:
+                progress(Progress("scan", walk.found, walk.found, 0, 0))
+        return walk
 
     def _close(self) -> None:
         if self._source is not None:
             self._source.close()
 
-    def _memory(self, plan: Plan) -> int:
-        """Bytes that may be in buffers at once: every frame and part under way, or the whole folder if that is less."""
-        size = _archive_size(plan)
-        under_way = (self._depth + 2) * FRAME + memory(part_size(size, self._store.part_size))
-        return min(under_way, 2 * size + (1 << 20))
+    def _memory(self, walk: Walk) -> int:
+        """Bytes that may be in buffers at once: the whole folder, if that is less than what may be under way."""
+        most = self._most_memory(walk)
+        return min(most, _whole(walk)) if walk.over else most
 
-    @property
-    def _depth(self) -> int:
-        """Frames that wait for compression, or for their turn to be sent: enough that no thread is ever idle."""
-        return self._limits.threads + 1
+    def _most_memory(self, walk: Walk) -> int:
+        return most_memory(self._limits, self._part_size(walk))
 
-    async def _upload(self, plan: Plan) -> tuple[Snapshot, Packer]:
+    def _part_size(self, walk: Walk) -> int:
+        return part_size(archive_size(walk), self._store.part_size)
+
+    async def _upload(self, walk: Walk, connecting: asyncio.Task[None]) -> tuple[Snapshot, Packer]:
         assert self._source is not None
-        totals = plan.entries, plan.content_size
-        packer = Packer(self._source, plan, self._buffers, on_error=self._request.on_error)
+        packer = Packer(self._source, walk, Buffers(), on_error=self._request.on_error)
         builder = TocBuilder(self._id, self._request.app, self._request.labels, self._created_at)
         self._uploading = True
-        async with ArchiveUpload(
-            self._store, self._key, part_size(_archive_size(plan), self._store.part_size)
-        ) as upload:
-            await self._send_frames(packer, builder, upload, totals)
+        async with ArchiveUpload(self._store, self._key, self._part_size(walk)) as upload:
+            ends = Ends(walk, packer, builder, upload)
+            pipeline = Pipeline(
+                self._store, self._limits, ends, level=self._request.level, progress=self._request.progress
+            )
+            await pipeline.run(connecting)
             trailer = await self._limits.compute.run(builder.finish)
             await upload.write(trailer.content)
             await upload.finish()
-        return self._describe(plan, packer, upload.size, trailer), packer
+        return self._describe(walk, packer, upload.size, trailer), packer
 
-    async def _send_frames(
-        self, packer: Packer, builder: TocBuilder, upload: ArchiveUpload, totals: tuple[int, int]
-    ) -> None:
-        raw_frames = packer.frames()
-        sealing: deque[asyncio.Task[tuple[SealedFrame, bytes]]] = deque()
-        members = content = 0
-        try:
-            more = True
-            while more or sealing:
-                if more:
-                    async with self._limits.pace.work():
-                        raw = await self._limits.files.run(_next, raw_frames)
-                    if raw is None:
-                        more = False
-                    else:
-                        sealing.append(self._limits.compute.start(self._seal, raw))
-                if sealing and (len(sealing) > self._depth or not more):
-                    frame, encoded_members = await sealing[0]
-                    sealing.popleft()
-                    builder.add(frame, encoded_members)
-                    await upload.write(frame.compressed)
-                    members += len(frame.members)
-                    content += frame.content
-                    if self._request.progress is not None:
-                        self._request.progress(Progress("pack", members, totals[0], content, totals[1]))
-        finally:
-            await drop(sealing)
-            await uninterrupted(self._limits.files.run(raw_frames.close))
-
-    def _seal(self, raw: RawFrame) -> tuple[SealedFrame, bytes]:
-        sealed = frames.seal(raw, self._request.level)
-        self._buffers.give(raw.buffer)
-        return sealed, toc.encode_members(sealed.members)
-
-    def _describe(self, plan: Plan, packer: Packer, size: int, trailer: Trailer) -> Snapshot:
+    def _describe(self, walk: Walk, packer: Packer, size: int, trailer: Trailer) -> Snapshot:
         return Snapshot(
             id=self._id,
             app=self._request.app,
@@ -208,7 +167,7 @@ class SnapshotWriter:
             entries=packer.entries,
             toc=trailer.toc,
             root=trailer.root,
-            warnings=len(plan.problems) + len(packer.problems),
+            warnings=len(walk.problems) + len(packer.problems),
             revision=1,
             format=FORMAT,
         )
@@ -259,13 +218,9 @@ class SnapshotWriter:
             )
 
 
-def _archive_size(plan: Plan) -> int:
-    """About how many bytes the archive will have at most."""
-    return plan.content_size + plan.entries * _BYTES_A_MEMBER
-
-
-def _next(raw_frames: Iterator[RawFrame]) -> RawFrame | None:
-    return next(raw_frames, None)
+def _whole(walk: Walk) -> int:
+    """Bytes that an archive takes which is in buffers as a whole, raw and compressed."""
+    return 2 * archive_size(walk) + (1 << 20)
 
 
 def _label_value(index_label: str | None, labels: Sequence[str]) -> str | None:

@@ -67,6 +67,10 @@ class LocalStore:
         return _PART
 
     @property
+    def equal_parts(self) -> bool:
+        return False
+
+    @property
     def listings(self) -> int:
         return 1  # each would read the whole folder
 

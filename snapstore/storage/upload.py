@@ -19,7 +19,7 @@ class MultipartUpload:
     def __init__(self, store: ObjectStore, key: str, *, in_flight: int = 3) -> None:
         self._store = store
         self._key = key
-        self._in_flight = in_flight
+        self.in_flight = in_flight
         self._upload_id: str | None = None
         self._sending: set[asyncio.Task[Part]] = set()
         self._parts: list[Part] = []
@@ -31,7 +31,7 @@ class MultipartUpload:
         """Send a part, once fewer than ``in_flight`` others are under way; an earlier one's error comes out here."""
         if self._upload_id is None:
             self._upload_id = await ended(self._begin())
-        while len(self._sending) >= self._in_flight:
+        while len(self._sending) >= self.in_flight:
             await self._collect(asyncio.FIRST_COMPLETED)
         self._sending.add(asyncio.create_task(self._store.upload_part(self._key, self._upload_id, number, body)))
 

@@ -62,6 +62,10 @@ class Client:
         self._options = options
         self._extras = extras
 
+    @property
+    def endpoint(self) -> str:
+        return str(self._client.meta.endpoint_url)
+
     async def call(self, operation: str, key: str | None, **parameters: Any) -> dict[str, Any]:
         """One request, with its repetitions; ``key`` is for errors."""
         if operation in _TIDYING:

@@ -17,7 +17,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -63,6 +63,8 @@ _PAGE = 1000
 _DELETES_AT_ONCE = 8
 _LISTINGS = 8
 _LONGEST_LINK = timedelta(days=7)
+_R2 = ".r2.cloudflarestorage.com"
+"""It refuses to complete an upload whose parts differ in size, but for the last one."""
 _UNITS = {"day": timedelta(days=1), "hour": timedelta(hours=1), "minute": timedelta(minutes=1)}
 
 
@@ -91,6 +93,10 @@ class S3Store:
     @property
     def part_size(self) -> int:
         return self._options.part_size
+
+    @property
+    def equal_parts(self) -> bool:
+        return self._client is not None and (urlsplit(self._client.endpoint).hostname or "").endswith(_R2)
 
     @property
     def listings(self) -> int:
