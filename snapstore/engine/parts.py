@@ -62,10 +62,14 @@ class ArchiveUpload:
         self._size_of_part = part_size(rest, self._size_of_part, MAX_PARTS - self.parts)
         self._multipart.in_flight = in_flight(self._size_of_part)
 
+    def has_part_with(self, size: int) -> bool:
+        """Whether ``size`` bytes more are enough for a part to be sent."""
+        return self._filled + size >= self._size_of_part
+
     async def write(self, chunk: bytes) -> None:
         """The next bytes; waits while enough parts are on their way."""
         self.size += len(chunk)
-        while self._filled + len(chunk) >= self._size_of_part:
+        while self.has_part_with(len(chunk)):
             room = self._size_of_part - self._filled
             self._chunks.append(chunk[:room])
             chunk = chunk[room:]

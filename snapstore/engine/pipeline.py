@@ -63,6 +63,8 @@ class Pipeline:
         self._walk, self._packer, self._builder, self._upload = ends
         self._level = level
         self._progress = progress
+        self._walked = asyncio.Event()
+        """Whether the walk is over."""
         self._size_is_known = ends.walk.over
         self._members = self._content = 0
 
@@ -70,7 +72,6 @@ class Pipeline:
         """All frames into the upload, once the store is connected. SourceUnreadable, StorageError."""
         raw_frames = self._packer.frames()
         sealing: deque[asyncio.Task[tuple[SealedFrame, bytes]]] = deque()
-        connected = False
         try:
             more = True
             while more or sealing:
@@ -82,11 +83,7 @@ class Pipeline:
                     else:
                         sealing.append(self._limits.compute.start(self._seal, raw))
                 if sealing and (len(sealing) > _depth(self._limits) or not more):
-                    if not connected:
-                        await self._walk_until(_done(connecting))
-                        connected = True
-                    await self._learn_size()
-                    await self._walk_until(self._pass_on(sealing))
+                    await self._walk_until(self._pass_on(sealing, connecting))
         finally:
             await drop(sealing)
             await uninterrupted(self._limits.files.run(raw_frames.close))
@@ -96,10 +93,15 @@ class Pipeline:
         self._packer.buffers.give(raw.buffer)
         return sealed, toc.encode_members(sealed.members)
 
-    async def _pass_on(self, sealing: "deque[asyncio.Task[tuple[SealedFrame, bytes]]]") -> None:
+    async def _pass_on(
+        self, sealing: "deque[asyncio.Task[tuple[SealedFrame, bytes]]]", connecting: "asyncio.Task[None]"
+    ) -> None:
         """The first frame, to the upload."""
         frame, encoded_members = await sealing[0]
         sealing.popleft()
+        if self._upload.has_part_with(len(frame.compressed)):
+            await connecting
+            await self._learn_size()
         self._builder.add(frame, encoded_members)
         await self._upload.write(frame.compressed)
         self._members += len(frame.members)
@@ -111,39 +113,37 @@ class Pipeline:
     async def _walk_until(self, step: Coroutine[Any, Any, None]) -> None:
         """Await ``step``, and walk meanwhile."""
         if self._walk.over:
+            self._walked.set()
             await step
             return
         task = asyncio.create_task(step)
         try:
             while not self._walk.over and not task.done():
                 async with self._limits.pace.work():
-                    await self._limits.files.run(_walk_on, self._walk, _WALK_SECONDS)
+                    await self._limits.files.run(_walk_on, self._walk)
+            if self._walk.over:
+                self._walked.set()
             await task
         finally:
             await drop([task])
 
     async def _learn_size(self) -> None:
         """Of the archive, from the walk, once that is over; which it must be before too many parts are sent."""
-        if self._size_is_known:
-            return
-        while not self._walk.over and (self._store.equal_parts or self._upload.parts >= KNOWN_BY):
-            await self._limits.files.run(_walk_on, self._walk, _WALK_SECONDS)
-        if self._walk.over:
-            self._upload.expect(archive_size(self._walk))
-            self._size_is_known = True
-
-
-async def _done(task: "asyncio.Task[None]") -> None:
-    await task
+        if not self._size_is_known:
+            if self._store.equal_parts or self._upload.parts >= KNOWN_BY:
+                await self._walked.wait()
+            if self._walk.over:
+                self._upload.expect(archive_size(self._walk))
+                self._size_is_known = True
 
 
 def _next(raw_frames: Iterator[RawFrame]) -> RawFrame | None:
     return next(raw_frames, None)
 
 
-def _walk_on(walk: Walk, seconds: float) -> None:
+def _walk_on(walk: Walk) -> None:
     """A step at least."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + _WALK_SECONDS
     walk.step()
     while not walk.over and time.monotonic() < end:
         walk.step()
