@@ -1,7 +1,9 @@
-"""Contestants, one after the other, round after round: A B C, A B C, …
+"""Contestants, one after the other, round after round, there and back: A B C, C B A, A B C, …
 
-Whatever disturbs the machine for a while disturbs neighbours alike, so ratios are taken within a round. What a run
-needs beforehand and what is checked afterwards is not timed. A result that is wrong fails the whole measurement.
+Whatever disturbs the machine for a while disturbs neighbours alike, so ratios are taken within a round. Every other
+round goes backwards, so that nobody always comes first, or always after the one who leaves the server the most to tidy.
+What a run needs beforehand and what is checked afterwards is not timed. A result that is wrong fails the whole
+measurement.
 """
 
 import json
@@ -73,7 +75,7 @@ class Bench:
     def race(self, benchmark: str, corpus: Corpus | None, contestants: Sequence[Contestant]) -> None:
         racing = [contestant for contestant in contestants if self._may(contestant)]
         for number in range(1, self.repeat + 1):
-            for contestant in racing:
+            for contestant in racing if number % 2 else reversed(racing):
                 contestant.before(number)
                 self.run(benchmark, contestant.name, number, corpus, contestant.command(number))
                 contestant.after(number)

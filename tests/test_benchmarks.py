@@ -10,7 +10,9 @@ import pytest
 
 from benchmarks import corpora, figures, judged, machine, readme, report
 from benchmarks.fleet import FleetStore
+from benchmarks.places import Place
 from benchmarks.processes import Command, Failed, measured, pipeline
+from benchmarks.race import Bench, Contestant
 from benchmarks.results import CorpusUsed, Results, Run, Session, read
 from benchmarks.stores import on
 
@@ -98,6 +100,28 @@ def test_a_corpus_is_the_same_every_time_and_not_used_when_changed(tmp_path: Pat
     next(path for path in first.folder.rglob("*") if path.is_file()).write_text("changed")
     with pytest.raises(Failed, match="is not what its seed makes"):
         corpora.prepare("small-files:20", tmp_path / "one")
+
+
+def a_bench(folder: Path, repeat: int = 1) -> Bench:
+    return Bench(
+        session="session",
+        place=Place("folder", str(folder), {}, None),
+        workplace=folder,
+        cache=folder,
+        memory=folder,
+        repeat=repeat,
+        results=Results(folder / "results.jsonl"),
+        say=lambda _: None,
+    )
+
+
+def test_every_other_round_goes_backwards(tmp_path: Path) -> None:
+    bench = a_bench(tmp_path, repeat=3)
+    bench.race("order", None, [Contestant(name, lambda _: Command(["true"])) for name in "ABC"])
+    _, runs = read([bench.results.path])
+    assert [(run.round, run.contestant) for run in runs] == [
+        (number, name) for number, names in ((1, "ABC"), (2, "CBA"), (3, "ABC")) for name in names
+    ]
 
 
 def test_a_ratio_is_taken_within_a_round() -> None:
