@@ -23,7 +23,7 @@ from benchmarks.corpora import Corpus
 from benchmarks.peers import missing
 from benchmarks.places import Place
 from benchmarks.processes import Command, Done, measured
-from benchmarks.results import Results, Run
+from benchmarks.results import Results, Run, Withdrawn
 from benchmarks.seaweedfs import Traffic
 
 
@@ -65,6 +65,17 @@ class Bench:
     """The corpus that the caller asked for."""
     quick: bool = False
     told: set[str] = field(default_factory=set)
+    measured: set[str] = field(default_factory=set)
+    """What there are runs of, since `begin`."""
+
+    def begin(self) -> None:
+        """What is measured from here on is of another benchmark."""
+        self.measured.clear()
+
+    def withdraw(self) -> None:
+        """Something failed, or came out wrong: nothing that was measured since `begin` is to be used."""
+        for benchmark in sorted(self.measured):
+            self.results.add(Withdrawn(self.session, benchmark))
 
     def corpus(self, name: str, *, quick: str) -> Corpus:
         """The one that was asked for, or this one."""
@@ -106,6 +117,7 @@ class Bench:
             self.keep(_with_traffic(line, before, after))
 
     def keep(self, run: Run) -> None:
+        self.measured.add(run.benchmark)
         self.results.add(run)
         values = "".join(f"  {name} {value:,.3f}" for name, value in run.values.items())
         peak = f"{run.peak / 2**20:6.0f} MiB" if run.peak else ""

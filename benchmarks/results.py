@@ -69,7 +69,14 @@ class Run(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
     """What a benchmark measures besides, by name with its unit: ``p99_ms``."""
 
 
-Line = Session | Run
+class Withdrawn(msgspec.Struct, frozen=True, tag="withdrawn", tag_field="kind"):
+    """A run of this benchmark failed, or gave a wrong result: none that this session made of it is to be used."""
+
+    session: str
+    benchmark: str
+
+
+Line = Session | Run | Withdrawn
 
 
 class Results:
@@ -85,15 +92,19 @@ class Results:
 
 
 def read(paths: Iterable[Path]) -> tuple[dict[str, Session], list[Run]]:
-    """All sessions by their ids, and all runs, of these files."""
+    """All sessions by their ids, and all runs that may be used, of these files."""
     sessions: dict[str, Session] = {}
     runs: list[Run] = []
+    withdrawn: set[tuple[str, str]] = set()
     for line in _lines(paths):
-        if isinstance(line, Session):
-            sessions[line.id] = line
-        else:
-            runs.append(line)
-    return sessions, runs
+        match line:
+            case Session():
+                sessions[line.id] = line
+            case Run():
+                runs.append(line)
+            case Withdrawn():
+                withdrawn.add((line.session, line.benchmark))
+    return sessions, [run for run in runs if (run.session, run.benchmark) not in withdrawn]
 
 
 def _lines(paths: Iterable[Path]) -> Iterator[Line]:

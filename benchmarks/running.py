@@ -65,11 +65,13 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[str]:
                 )
                 for name, benchmark in together.items():
                     say(name)
+                    bench.begin()
                     try:
                         benchmark(bench)
                     except Failed as failure:
                         failed.append(name)
-                        say(f"  {name} failed, and what it measured is not to be used: {failure}")
+                        bench.withdraw()
+                        say(f"  {name} failed, and nothing that it measured is used: {failure}")
     say(f"added to {plan.out}")
     return failed
 

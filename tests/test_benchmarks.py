@@ -8,13 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import corpora, figures, judged, machine, readme, report
+from benchmarks import corpora, figures, judged, machine, readme, report, running
 from benchmarks.fleet import FleetStore
 from benchmarks.places import Place
 from benchmarks.processes import Command, Failed, measured, pipeline
 from benchmarks.race import Bench, Contestant
 from benchmarks.results import CorpusUsed, Results, Run, Session, read
 from benchmarks.stores import on
+from benchmarks.suite import BENCHMARKS, Benchmark
 
 _ROOT = Path(__file__).parent.parent
 _TAR = "tar | zstd > /dev/null"
@@ -122,6 +123,27 @@ def test_every_other_round_goes_backwards(tmp_path: Path) -> None:
     assert [(run.round, run.contestant) for run in runs] == [
         (number, name) for number, names in ((1, "ABC"), (2, "CBA"), (3, "ABC")) for name in names
     ]
+
+
+def test_what_a_benchmark_measured_before_a_wrong_result_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def right(bench: Bench) -> None:
+        bench.race("right", None, [Contestant("A", lambda _: Command(["true"]))])
+
+    def wrong(bench: Bench) -> None:
+        def check(number: int) -> None:
+            if number == 2:
+                raise Failed("not what was packed")
+
+        bench.race("wrong", None, [Contestant("A", lambda _: Command(["true"]), after=check)])
+
+    for name, benchmark in {"right": right, "wrong": wrong}.items():
+        monkeypatch.setitem(BENCHMARKS, name, Benchmark("", benchmark))
+    plan = running.Plan(["right", "wrong"], None, "folder", None, 3, tmp_path / "out", tmp_path, tmp_path, quick=True)
+    assert running.run(plan, lambda _: None) == ["wrong"]
+    _, runs = read([plan.out])
+    assert [run.benchmark for run in runs] == ["right"] * 3
 
 
 def test_a_ratio_is_taken_within_a_round() -> None:
