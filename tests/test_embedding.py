@@ -37,8 +37,10 @@ from snapstore import (
 from snapstore.aio import Workers
 from snapstore.engine import opened as engine_store
 from snapstore.engine import parts, reader, writer
+from snapstore.objectstore import ObjectStore
 from snapstore.storage.local import LocalStore
 from snapstore.storage.urls import open_store
+from tests.places import wrapped
 
 SEED = 20260102
 EXISTING = ("refuse", "merge", "replace")
@@ -104,7 +106,7 @@ class Stepped(Coroutine[Any, Any, Any]):
 class Gated:
     """A store whose ``at``-th call waits at a gate, before it is done or (``after``) when it is done already."""
 
-    def __init__(self, store: LocalStore) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self.arm(0)
 
@@ -219,13 +221,7 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 @asynccontextmanager
 async def gated_store(base: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[SnapStore, Gated]]:
-    opened: list[Gated] = []
-
-    async def open_gated(url: str, **options: object) -> Gated:
-        opened.append(Gated(await open_store(url)))  # type: ignore[arg-type]
-        return opened[0]
-
-    monkeypatch.setattr(engine_store, "open_store", open_gated)
+    opened = wrapped(monkeypatch, Gated)
     async with SnapStore.open(base / "store", index=base / "index.db") as store:
         yield store, opened[0]
 

@@ -40,10 +40,9 @@ from snapstore import (
 )
 from snapstore.archive import frames, tar, target, toc
 from snapstore.archive.target import Target
-from snapstore.engine import opened as engine_store
 from snapstore.errors import TargetUnwritable
 from snapstore.objectstore import Body
-from snapstore.storage.urls import open_store
+from tests.places import wrapped
 
 NOISE = random.Random(1).randbytes(100_000)
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
@@ -120,13 +119,7 @@ class House(NamedTuple):
 @pytest.fixture
 async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
     """An open store that runs one operation at a time, and an app."""
-    opened: list[Meddled] = []
-
-    async def open_meddled(*args: Any, **kwargs: Any) -> Meddled:
-        opened.append(Meddled(await open_store(*args, **kwargs)))
-        return opened[0]
-
-    monkeypatch.setattr(engine_store, "open_store", open_meddled)
+    opened = wrapped(monkeypatch, Meddled)
     app = tmp_path / "app"
     (app / "d").mkdir(parents=True)
     (app / "noise").write_bytes(NOISE)

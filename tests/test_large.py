@@ -12,8 +12,8 @@ import pytest
 from snapstore import SnapStore
 from snapstore.archive import toc
 from snapstore.objectstore import ObjectStore
-from snapstore.storage.urls import open_store
 from tests import trees
+from tests.places import wrapped
 from tests.trees import FRAME, describe, differences
 
 GIB = 1 << 30
@@ -118,14 +118,7 @@ class Counting:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Counting]:
     """The object stores that were opened during a test."""
-    stores: list[Counting] = []
-
-    async def count(url: str, **options: object) -> Counting:
-        stores.append(Counting(await open_store(url)))
-        return stores[-1]
-
-    monkeypatch.setattr("snapstore.engine.opened.open_store", count)
-    return stores
+    return wrapped(monkeypatch, Counting)
 
 
 async def test_one_file_of_many_costs_two_requests(opened: list[Counting], many_files: Path, tmp_path: Path) -> None:

@@ -28,12 +28,10 @@ import zstandard
 
 from snapstore import Snapshot, SnapshotNotFound, SnapStore, keys
 from snapstore.cli.commands import app as command_line
-from snapstore.engine import opened as engine
 from snapstore.objectstore import Body, ObjectStore
-from snapstore.storage.urls import open_store
 from tests import places, servers
 from tests.conftest import BUCKET
-from tests.places import place_of, server_of
+from tests.places import place_of, server_of, wrapped
 from tests.trees import Description, describe, differences, write
 
 
@@ -343,15 +341,15 @@ async def test_every_kind_of_malformed_metadata_is_told_once_and_the_rest_goes_o
 class Watched:
     """A store that remembers what is read of it."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, asked: Counter[str]) -> None:
         self._store = store
-        self.asked: Counter[str] = Counter()
+        self._asked = asked
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     async def get(self, key: str, **options: Any) -> Body:
-        self.asked[key] += 1
+        self._asked[key] += 1
         return await self._store.get(key, **options)
 
 
@@ -359,13 +357,7 @@ class Watched:
 def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """What stores read that are opened from now on."""
     asked: Counter[str] = Counter()
-
-    async def open_watched(*args: Any, **kwargs: Any) -> Watched:
-        store = Watched(await open_store(*args, **kwargs))
-        store.asked = asked
-        return store
-
-    monkeypatch.setattr(engine, "open_store", open_watched)
+    wrapped(monkeypatch, lambda store: Watched(store, asked))
     return asked
 
 

@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 
 from snapstore import InvalidInput, SnapStore, StorageError
-from snapstore.engine import opened as engine
 from snapstore.index.comparison import Comparison
 from snapstore.objectstore import ObjectInfo, ObjectStore
-from snapstore.storage.urls import open_store
 from tests.places import wrapped
 
 
@@ -169,13 +167,13 @@ async def test_a_sync_that_was_cut_off_goes_on(
         pass
     two = SnapStore.open(tmp_path / "store", index=tmp_path / "two.db")
 
-    async def open_cut(*args: Any, **kwargs: Any) -> Watched:
-        watched.append(Watched(await open_store(*args, **kwargs)))
-        watched[-1].reads_left = 7
-        return watched[-1]
+    def cut(store: ObjectStore) -> Watched:
+        made = Watched(store)
+        made.reads_left = 7
+        return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "open_store", open_cut)
+        wrapped(patch, cut)
         with pytest.raises(StorageError, match="cut"):
             await two
     async with two:
