@@ -12,7 +12,6 @@ from pathlib import Path
 
 from benchmarks.clock import Inside, clock
 from benchmarks.fleet import APPS, FleetStore
-from benchmarks.stores import on
 from snapstore import SnapStore
 
 _QUERIES = 500
@@ -41,7 +40,7 @@ async def index(count: int, cache: str, latency: float) -> None:
     fleet = FleetStore(count + new, shown=count, cache=Path(cache))
     with tempfile.TemporaryDirectory(prefix="index-") as folder:
         await _fill(fleet, Path(folder), "rebuild without checkpoints")
-        async with on(fleet, Path(folder)) as store:
+        async with SnapStore.open(fleet, index=Path(folder, "index.db")) as store:
             await _phase(fleet, "write checkpoints", store.checkpoint)
             await _phase(fleet, "rebuild with checkpoints", lambda: store.rebuild(archives=False))
             await _phase(fleet, "sync, nothing new", store.sync)
@@ -50,7 +49,7 @@ async def index(count: int, cache: str, latency: float) -> None:
             await _phase(fleet, f"sync, nothing new, {_ms(latency)}", store.sync)
             fleet.latency = 0.0
         await _phase(fleet, "open", lambda: _open_and_close(fleet, Path(folder)))
-        async with on(fleet, Path(folder)) as store:
+        async with SnapStore.open(fleet, index=Path(folder, "index.db")) as store:
             for name, query in QUERIES.items():
                 await _pages(store, name, query, _QUERIES, count)
             status = await store.index_status()
@@ -68,7 +67,7 @@ async def pages(count: int, cache: str, queries: int = 200) -> None:
     folder = Path(cache, f"index-{count}")
     folder.mkdir(parents=True, exist_ok=True)
     fleet = FleetStore(count, cache=Path(cache))
-    async with on(fleet, folder) as store:  # fills it where it is new
+    async with SnapStore.open(fleet, index=folder / "index.db") as store:  # fills it where it is new
         await _pages(store, "", QUERIES["page by label"], queries, count)
 
 
@@ -77,7 +76,7 @@ async def _fill(fleet: FleetStore, folder: Path, name: str) -> None:
 
 
 async def _open_and_close(fleet: FleetStore, folder: Path) -> None:
-    async with on(fleet, folder):
+    async with SnapStore.open(fleet, index=folder / "index.db"):
         pass
 
 

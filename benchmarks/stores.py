@@ -1,38 +1,11 @@
-"""Object stores that only measurements need, and a SnapStore on any of them.
-
-`SnapStore.open` takes a URL. To measure its own calls on a store that has none, `on` opens it on an empty folder and
-lets it use another store and that one's index instead: two methods are overridden, and nothing of snapstore is changed.
-"""
+"""Object stores that only measurements need, for `SnapStore.open` to take in place of a URL."""
 
 import hashlib
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
-from snapstore import Limits, SnapStore
 from snapstore.errors import ObjectNotFound
-from snapstore.index.catalog import Catalog
-from snapstore.objectstore import Body, Chunks, ObjectInfo, ObjectStore, Part, UploadInfo
-
-
-class _OnStore(SnapStore):
-    other: ObjectStore
-
-    async def _open_catalog(self, store: ObjectStore) -> tuple[Catalog, Any]:
-        return await super()._open_catalog(self.other)
-
-    @property
-    def _store(self) -> ObjectStore:
-        self._held()  # StoreClosed
-        return self.other
-
-
-def on(store: ObjectStore, folder: Path, *, limits: Limits | None = None) -> SnapStore:
-    """A SnapStore on this store, to be opened; its index is made in ``folder``."""
-    opened = _OnStore.open(folder / "unused", index=folder / "index.db", limits=limits)
-    opened.other = store
-    return opened
+from snapstore.objectstore import Body, Chunks, ObjectInfo, Part, UploadInfo
 
 
 class PartialStore:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import inside_application, inside_floors, inside_index, inside_store, older
 from benchmarks.clock import Traffic, clock
-from benchmarks.stores import Sink, on
+from benchmarks.stores import Sink
 from snapstore import Limits, SnapStore
 
 Step = Callable[..., Coroutine[Any, Any, None]]
@@ -27,12 +27,7 @@ async def create(
     traffic = Traffic()
     limits = Limits(threads=threads or None)
     with tempfile.TemporaryDirectory() as scratch:
-        opening = (
-            SnapStore.open(url, index=index or f"{scratch}/index.db", limits=limits)
-            if url
-            else on(Sink(), Path(scratch), limits=limits)
-        )
-        async with opening as store:
+        async with SnapStore.open(url or Sink(), index=index or f"{scratch}/index.db", limits=limits) as store:
             if warm:
                 await _warm(store, Path(scratch))
             with clock(traffic if url.startswith("s3:") else None) as inside:

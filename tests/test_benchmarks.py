@@ -14,8 +14,8 @@ from benchmarks.places import Place
 from benchmarks.processes import Command, Failed, measured, pipeline
 from benchmarks.race import Bench, Contestant
 from benchmarks.results import CorpusUsed, Results, Run, Session, read
-from benchmarks.stores import on
 from benchmarks.suite import BENCHMARKS, Benchmark
+from snapstore import SnapStore
 
 _ROOT = Path(__file__).parent.parent
 _TAR = "tar | zstd > /dev/null"
@@ -199,7 +199,7 @@ def test_a_pipe_fails_where_any_of_its_commands_does() -> None:
 
 async def test_a_made_up_fleet_answers_as_a_bucket_does(tmp_path: Path) -> None:
     fleet = FleetStore(3_000, apps=40, shown=2_000, cache=tmp_path)
-    async with on(fleet, tmp_path / "index") as store:
+    async with SnapStore.open(fleet, index=tmp_path / "index.db") as store:
         assert len([found async for found in store.list()]) == 2_000
         fleet.shown = 3_000
         assert (await store.sync()).read == 1_000

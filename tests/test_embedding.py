@@ -670,6 +670,20 @@ async def test_nothing_is_left_after_closing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("traceless")
+async def test_an_object_store_of_ones_own_takes_the_place_of_a_url(tmp_path: Path) -> None:
+    make_app(tmp_path / "app")
+    own = LocalStore(tmp_path / "store")
+    await own.open()
+    async with SnapStore.open(own, index=tmp_path / "one.db") as store:
+        assert store.url == own.url
+        made = await store.create("blog", tmp_path / "app")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("snapstore-")], "it is closed too"
+    async with SnapStore.open(tmp_path / "store", index=tmp_path / "two.db") as store:
+        assert (await store.get(made.id)).key == made.key
+    with pytest.raises(InvalidInput, match="no store"):
+        SnapStore.open(7)  # type: ignore[arg-type]
+
+
 async def test_a_failed_opening_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")

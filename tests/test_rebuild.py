@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 from benchmarks.fleet import FleetStore, snapshot
-from benchmarks.stores import on
 from snapstore import CatalogError, CatalogMismatch, CatalogTooNew, Snapshot, SnapStore
 from snapstore.aio import Workers
 from snapstore.index import damage, rebuild, replacement
@@ -218,7 +217,7 @@ async def test_a_rebuild_tells_how_many_rows_were_of_snapshots_that_are_gone(tmp
 async def test_an_index_that_was_lost_is_built_once_by_a_rebuild(tmp_path: Path) -> None:
     """Opening the store for it has built it already."""
     fleet = Remembering(100)
-    async with on(fleet, tmp_path) as store:
+    async with SnapStore.open(fleet, index=tmp_path / "index.db") as store:
         report = await store.rebuild(archives=False)
         assert (report.snapshots, report.read) == (100, 100)
         assert len(fleet.read) == 100
@@ -605,7 +604,7 @@ async def _paged(catalog: Catalog) -> AsyncIterator[Snapshot]:
 
 async def test_what_an_abandoned_rebuild_has_left_goes_with_a_later_sync(tmp_path: Path) -> None:
     fleet = Remembering(10)
-    async with on(fleet, tmp_path) as store:
+    async with SnapStore.open(fleet, index=tmp_path / "index.db") as store:
         left = Path(f"{store.index}-rebuild")
         left.write_text("left behind")
         await store.sync()

@@ -36,7 +36,7 @@ class OpenedStore:
 
     def __init__(
         self,
-        url: str,
+        place: str | ObjectStore,
         *,
         index: str | None,
         limits: Limits | None,
@@ -47,7 +47,7 @@ class OpenedStore:
         sync_every: timedelta | None,
         progress: ProgressCallback | None,
     ) -> None:
-        self._url = url
+        self._place = place
         self._index = index
         self._limits = limits or Limits()
         self._apps = os.path.abspath(apps) if apps else None
@@ -65,7 +65,7 @@ class OpenedStore:
     @classmethod
     def open(
         cls,
-        url: str | os.PathLike[str],
+        url: str | os.PathLike[str] | ObjectStore,
         *,
         index: str | os.PathLike[str] | None = None,
         limits: Limits | None = None,
@@ -78,6 +78,9 @@ class OpenedStore:
     ) -> Self:
         """The store at ``url``: ``s3://bucket/prefix`` (see `S3Options`), a folder, or ``file:///…``.
 
+        Or an object store of your own, which keeps the contract of `snapstore.objectstore`, in place of a URL. It is
+        open already, and closed along with this one; neither ``create``, ``s3`` nor `Limits.connections` matter to it.
+
         ``index`` is the file of the local label index (default: one a store, below the user's data home). A new one is
         filled from the store when it is opened. ``limits`` may be shared with other stores. ``apps`` is the folder in
         which the applications live, for calls that name no folder. ``index_label`` is the key of the label whose value
@@ -88,8 +91,10 @@ class OpenedStore:
 
         Entering (or awaiting) it raises InvalidInput, NotAStore, and CatalogError and its kinds.
         """
+        if not isinstance(url, str | os.PathLike) and not hasattr(url, "put"):
+            raise InvalidInput(f"{url!r} is no store: give its URL, a folder, or an object store")
         return cls(
-            os.fspath(url),
+            os.fspath(url) if isinstance(url, str | os.PathLike) else url,
             index=os.fspath(index) if index is not None else None,
             limits=limits,
             apps=os.fspath(apps) if apps is not None else None,
@@ -115,7 +120,7 @@ class OpenedStore:
         self._limits.attach()
         try:
             await self._limits.files.run(check_apps, self._apps)
-            store = await open_store(self._url, create=self._create, s3=self._s3, requesting=self._limits.requesting)
+            store = await self._open_store()
             try:
                 catalog, syncing = await self._open_catalog(store)
             except BaseException:
@@ -127,6 +132,11 @@ class OpenedStore:
         self._opened = _Held(store, catalog, syncing, Calls())
         if self._sync_every is not None:
             syncing.start(self._sync_every)
+
+    async def _open_store(self) -> ObjectStore:
+        if not isinstance(self._place, str):
+            return self._place
+        return await open_store(self._place, create=self._create, s3=self._s3, requesting=self._limits.requesting)
 
     async def _open_catalog(self, store: ObjectStore) -> tuple[Catalog, Syncing]:
         catalog = await Catalog.open(self._index or default_index(store.url), store.url, self._limits.files)

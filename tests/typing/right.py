@@ -29,13 +29,14 @@ from snapstore import (
     Throttled,
     diagnose,
 )
+from snapstore.objectstore import ObjectStore
 
 
 def told(progress: Progress) -> None:
     assert_type(progress.bytes, int)
 
 
-async def opened() -> None:
+async def opened(bucket: ObjectStore) -> None:
     limits = Limits(memory=128 << 20, threads=2, operations=8, nice=False)
     assert_type((limits.running, limits.waiting), tuple[int, int])
     async with SnapStore.open("/srv/snapshots") as store:
@@ -51,6 +52,7 @@ async def opened() -> None:
         sync_every=timedelta(seconds=10),
     )
     assert_type(awaited, SnapStore)
+    assert_type(SnapStore.open(bucket), SnapStore)
     await awaited.aclose(grace=5)
     await awaited.aclose(grace=0.5)
     assert_type((awaited.url, awaited.index, awaited.limits), tuple[str, str, Limits])
