@@ -424,6 +424,7 @@ async def test_on_s3_links_lead_to_the_bucket_and_throttling_is_passed_on(
         for throttled in (read, begun):
             assert (throttled.status_code, throttled.headers["retry-after"]) == (503, "7")
             assert throttled.json()["error"] == "Throttled"
+            assert BUCKET not in throttled.text, "where snapshots are kept is nobody's business"
         assert (await client.get(f"/snapshots/{made['id']}/files/index.html")).content == b"<h1>hello</h1>"
 
 

@@ -91,17 +91,18 @@ def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None)
 
 
 def problem(error: BaseException) -> dict[str, Any]:
-    """What a client is told of an error: all of its own mistakes, and nothing of ours."""
+    """What a client is told of an error: all of its own mistakes, and nothing of ours, which name buckets and hosts."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
-    detail = str(error) if status != 500 else "this is our fault, and in our log"
-    return {"status": status, "error": type(error).__name__, "detail": detail}
+    ours = "this is our fault, and in our log" if status == 500 else "not now: try again later"
+    return {"status": status, "error": type(error).__name__, "detail": str(error) if status < 500 else ours}
 
 
 @app.exception_handler(s.SnapstoreError)
 async def failed(request: Request, error: s.SnapstoreError) -> Response:
     told = problem(error)
-    if told["status"] == 500:
-        log.error("%s %s", request.method, request.url.path, exc_info=error)
+    if told["status"] >= 500:
+        trace = error if told["status"] == 500 else None
+        log.error("%s %s: %s", request.method, request.url.path, error, exc_info=trace)
     headers = {"Retry-After": str(math.ceil(getattr(error, "retry_after", None) or 1))}
     return answer(told, told["status"], headers if told["status"] == 503 else None)
 
