@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from snapstore.engine import pace as frames
-from snapstore.index import pace
-from snapstore.index.pace import Pace
+from snapstore.engine import pace
+from snapstore.engine.pace import Pace
+from snapstore.index import pauses
+from snapstore.index.pauses import Pauses
 
 
 class Clock:
@@ -15,36 +16,36 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.slept = 0
-        monkeypatch.setattr(pace.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(pace.asyncio, "sleep", self.sleep)
+        monkeypatch.setattr(pauses.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(pauses.asyncio, "sleep", self.sleep)
 
     async def sleep(self, seconds: float) -> None:
         self.slept += 1
         self.now += seconds
 
 
-async def work(pace: Pace, clock: Clock, steps: int) -> None:
+async def work(pauses: Pauses, clock: Clock, steps: int) -> None:
     for _ in range(steps):
-        await pace.step()
+        await pauses.take()
         clock.now += 0.0005
 
 
 async def test_it_pauses_while_the_index_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    await work(Pace(lambda: clock.now), clock, 100)
+    await work(Pauses(lambda: clock.now), clock, 100)
     assert 16 <= clock.slept <= 26
     assert clock.now - 1000 < 100 * 0.0005 * 3.2, "nor is it starved"
 
 
 async def test_it_does_not_pause_while_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    await work(Pace(lambda: 0.0), clock, 100)
+    await work(Pauses(lambda: 0.0), clock, 100)
     assert clock.slept == 0
 
 
 async def test_tasks_pause_together(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    kept = Pace(lambda: clock.now)
+    kept = Pauses(lambda: clock.now)
     await asyncio.gather(*(work(kept, clock, 10) for _ in range(10)))
     assert 16 <= clock.slept <= 26
 
@@ -55,11 +56,11 @@ class Loop:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, share: float) -> None:
         """``share`` of the time that passes, the loop works in."""
         self.now = 1000.0
-        monkeypatch.setattr(frames.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(frames.time, "thread_time", lambda: self.now * share)
+        monkeypatch.setattr(pace.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(pace.time, "thread_time", lambda: self.now * share)
 
 
-async def at_once(pace: frames.Pace) -> int:
+async def at_once(pace: Pace) -> int:
     """How many of 20 frames are worked on together."""
     under_way = most = 0
 
@@ -78,7 +79,7 @@ async def at_once(pace: frames.Pace) -> int:
 @pytest.mark.parametrize("threads", [1, 3])
 async def test_frames_are_few_at_once_while_the_loop_is_busy(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     loop = Loop(monkeypatch, share=0.9)
-    pace = frames.Pace(threads, pauses=True)
+    pace = Pace(threads, pauses=True)
     loop.now += 1
     assert await at_once(pace) == threads
 
@@ -86,7 +87,7 @@ async def test_frames_are_few_at_once_while_the_loop_is_busy(monkeypatch: pytest
 @pytest.mark.parametrize(("share", "pauses"), [(0.1, True), (0.9, False)])
 async def test_frames_wait_for_nothing_else(monkeypatch: pytest.MonkeyPatch, share: float, pauses: bool) -> None:
     loop = Loop(monkeypatch, share=share)
-    pace = frames.Pace(1, pauses=pauses)
+    pace = Pace(1, pauses=pauses)
     loop.now += 1
     assert await at_once(pace) == 20
 
@@ -96,7 +97,7 @@ async def test_a_rest_is_as_long_as_the_work_for_one_thread(
     monkeypatch: pytest.MonkeyPatch, threads: int, rests: float
 ) -> None:
     loop = Loop(monkeypatch, share=0.9)
-    pace = frames.Pace(threads, pauses=True)
+    pace = Pace(threads, pauses=True)
     loop.now += 1
     rested = []
     later = asyncio.get_running_loop().call_later
@@ -111,7 +112,7 @@ async def test_a_rest_is_as_long_as_the_work_for_one_thread(
 
 async def test_a_frame_that_is_given_up_keeps_its_place_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(monkeypatch, share=0.9)
-    pace = frames.Pace(1, pauses=True)
+    pace = Pace(1, pauses=True)
     loop.now += 1
 
     async def work() -> None:

@@ -60,7 +60,7 @@ class Comparison:
         found = self._named(listed)
         after: bytes | None = span.after
         while after is not None:
-            await self._mirror.pace.step()
+            await self._mirror.pauses.take()
             known = await self._mirror.known(after, span.upto)
             await self._compare(known, _between(found, after, known.upto))
             after = known.upto
@@ -122,7 +122,7 @@ class Comparison:
     async def _get(self, snapshot_id: bytes, found: list[Row], problems: list[Problem], lost: list[bytes]) -> None:
         key = _key(snapshot_id)
         async with self._reading:
-            await self._mirror.pace.step()
+            await self._mirror.pauses.take()
             try:
                 body = await self._store.get(key)
             except ObjectNotFound:
@@ -139,7 +139,7 @@ class Comparison:
 
         async def ask(snapshot_id: bytes) -> None:
             async with self._reading:
-                await self._mirror.pace.step()
+                await self._mirror.pauses.take()
                 try:
                     await self._store.head(_key(snapshot_id))
                 except ObjectNotFound:

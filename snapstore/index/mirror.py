@@ -16,7 +16,7 @@ from snapstore.aio import uninterrupted
 from snapstore.errors import CatalogError
 from snapstore.index import changes, rows
 from snapstore.index.database import Database
-from snapstore.index.pace import Pace
+from snapstore.index.pauses import Pauses
 from snapstore.index.rows import Row
 
 _LAST = b"\xff" * 17  # after every id
@@ -74,7 +74,7 @@ class Mirror:
         self._database = database
         self._sync = 0
         """What the sync that is under way has signed the file with: another file could take its place meanwhile."""
-        self.pace = Pace(lambda: database.read_at)
+        self.pauses = Pauses(lambda: database.read_at)
         """For a sync beside those who read the index."""
         self.logged: set[str] = set()
         """Objects that lie where metadata belongs and have no id's name, which were logged once."""

@@ -87,5 +87,5 @@ async def _open_beside(catalog: Catalog) -> Catalog:
     await catalog.workers.run(file.prepare_aside, path, catalog.store_url)
     beside = Catalog(Database(path), catalog.workers, catalog.store_url)
     beside.mirror.logged = catalog.mirror.logged
-    beside.mirror.pace = catalog.mirror.pace  # it is the old one that is read meanwhile
+    beside.mirror.pauses = catalog.mirror.pauses  # it is the old one that is read meanwhile
     return beside

@@ -14,8 +14,8 @@ _READ_SECONDS = 0.25
 """Whoever has read an index so lately may soon do so again."""
 
 
-class Pace:
-    """The pace of one job, of however many tasks; each awaits `step` before its next few hundred microseconds' work."""
+class Pauses:
+    """Those of one job, of however many tasks; each awaits `take` before its next few hundred microseconds' work."""
 
     def __init__(self, read_at: Callable[[], float]) -> None:
         """``read_at`` tells when the index was last read, in the seconds of time.monotonic."""
@@ -23,7 +23,7 @@ class Pace:
         self._since = time.monotonic()
         self._turn = asyncio.Lock()
 
-    async def step(self) -> None:
+    async def take(self) -> None:
         async with self._turn:
             now = time.monotonic()
             if now - self._since < _WORK_SECONDS:
