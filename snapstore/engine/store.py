@@ -44,6 +44,7 @@ from snapstore.operation import counted, operation, reported
 from snapstore.storage.urls import local_path
 
 T = TypeVar("T")
+Reader = ArchiveReader | ForeignReader
 
 _DELETES_AT_ONCE = 8
 _UNFIT_IN_NAMES = re.compile(r"[/\x00-\x1f\x7f-\x9f]")
@@ -111,33 +112,22 @@ class SnapStore(Listing):
         For whoever needs its size before its content, or several parts of it, as the archive's table of contents is
         asked for once. Raises MemberNotFound (also for what has no content), ArchiveError.
         """
-        snapshot = await self.get(snapshot_id)
-        async with self._reading(snapshot) as reader:
-            found = await self._calls.run(self._find(snapshot, reader, path))
+        reader = await self._reader(await self.get(snapshot_id))
+        async with self._explaining(reader.snapshot):
+            found = await self._calls.run(self._find(reader, path))
+        return SnapshotFile(
+            found.member, lambda start, size: self._each("read", reader, lambda _: found.content(start, size))
+        )
 
-        async def content(start: int, size: int | None) -> AsyncGenerator[bytes, None]:
-            async with self._explaining(reader.snapshot):
-                pieces = self._calls.each(counted("read", snapshot.app, snapshot.id, found.content(start, size)))
-                async with aclosing(pieces):
-                    async for piece in pieces:
-                        yield piece
-
-        return SnapshotFile(found.member, content)
-
-    async def _find(self, snapshot: Snapshot, reader: ArchiveReader | ForeignReader, path: str) -> Found:
-        with operation("file", snapshot.app, snapshot.id):
+    async def _find(self, reader: Reader, path: str) -> Found:
+        with operation("file", reader.snapshot.app, reader.snapshot.id):
             return await reader.find(path)
 
-    async def members(self, snapshot_id: str) -> AsyncGenerator[Member, None]:
+    def members(self, snapshot_id: str) -> AsyncGenerator[Member, None]:
         """What is in a snapshot, in the archive's order: files first, folders last. ArchiveError."""
-        snapshot = await self.get(snapshot_id)
-        async with self._reading(snapshot) as reader:
-            members = self._calls.each(counted("members", snapshot.app, snapshot.id, reader.members()))
-            async with aclosing(members):
-                async for member in members:
-                    yield member
+        return self._each("members", snapshot_id, lambda reader: reader.members())
 
-    async def read(
+    def read(
         self, snapshot_id: str, path: str, *, start: int = 0, size: int | None = None
     ) -> AsyncGenerator[bytes, None]:
         """One file's content in pieces, or ``size`` bytes of it from ``start``; a hard link is followed.
@@ -146,12 +136,20 @@ class SnapStore(Listing):
         ArchiveError.
         """
         check_part(start, size)
-        snapshot = await self.get(snapshot_id)
-        async with self._reading(snapshot) as reader:
-            pieces = self._calls.each(counted("read", snapshot.app, snapshot.id, reader.read(path, start, size)))
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    yield piece
+        return self._each("read", snapshot_id, lambda reader: reader.read(path, start, size))
+
+    async def _each(
+        self, name: str, source: str | Reader, items: Callable[[Reader], AsyncGenerator[T, None]]
+    ) -> AsyncGenerator[T, None]:
+        """What a reader gives of a snapshot (``source``: its id, or the reader itself), as one call and operation."""
+        reader = source if isinstance(source, Reader) else await self._reader(await self.get(source))
+        snapshot = reader.snapshot
+        async with (
+            self._explaining(snapshot),
+            aclosing(self._calls.each(counted(name, snapshot.app, snapshot.id, items(reader)))) as each,
+        ):
+            async for item in each:
+                yield item
 
     async def restore(
         self,
@@ -199,7 +197,8 @@ class SnapStore(Listing):
             caps=caps or Caps(),
             keep=(self._catalog.path, *(path for path in [local_path(self._store.url)] if path)),
         )
-        async with self._reading(snapshot) as reader:
+        reader = await self._reader(snapshot)
+        async with self._explaining(reader.snapshot):
             work = partial(reader.restore, options, progress)
             return await self._calls.run(reported("restore", work, app=snapshot.app, snapshot_id=snapshot.id))
 
@@ -285,19 +284,17 @@ class SnapStore(Listing):
             with operation(name, snapshot.app, snapshot.id):
                 return await ended(change())
 
-    @asynccontextmanager
-    async def _reading(self, snapshot: Snapshot) -> AsyncIterator[ArchiveReader | ForeignReader]:
-        """A reader of the snapshot. One that another node has deleted is dropped from the index: SnapshotNotFound."""
+    async def _reader(self, snapshot: Snapshot) -> Reader:
         if snapshot.format > FORMAT:
             raise UnsupportedFormat(snapshot.id, snapshot.format, FORMAT)
         snapshot = await self._calls.run(self._with_key(snapshot))
-        async with self._explaining(snapshot):
-            kind = ArchiveReader if snapshot.toc is not None else ForeignReader
-            yield kind(self._store, self._limits, snapshot)
+        kind = ArchiveReader if snapshot.toc is not None else ForeignReader
+        return kind(self._store, self._limits, snapshot)
 
     @asynccontextmanager
     async def _explaining(self, snapshot: Snapshot) -> AsyncIterator[None]:
-        """Says which archive an error is about, and of one that is gone, why."""
+        """Says which archive an error is about. A snapshot that another node has deleted is dropped from the index:
+        SnapshotNotFound."""
         try:
             yield
         except ArchiveError as error:
