@@ -1,7 +1,7 @@
 """The calls that are measured inside a process: ``python -m benchmarks.worker STEP '{"option": …}'``.
 
-Each is what a service would do that has snapstore open: the process has started, the store is open, and a tiny snapshot
-has been made and deleted, so that connections are there. Only then the clock starts.
+Those of this module are what a service would do that has snapstore open: the process has started, the store is open,
+and a tiny snapshot has been made and deleted, so that connections are there. Only then the clock starts.
 """
 
 import asyncio

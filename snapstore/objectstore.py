@@ -2,7 +2,8 @@
 
 A store maps keys to immutable bodies. The docstrings here are the contract: what each method promises, what may be
 retried, which errors it raises. Implementations do not repeat it, and ``tests/storage_contract.py`` holds every store
-to it. Behaviour (limits, counting, faults) is added by wrapping a store, never by options inside one.
+to it. Behaviour that is not in it (faults, delays, a count for each method) is added by wrapping a store, never by
+options inside one.
 
 **Keys** are non-empty strings of `/`-separated segments; a segment is not empty, not ``.`` or ``..``, at most 255 bytes
 of UTF-8, and holds no control characters. No key may be a folder of another (``a`` and ``a/b``): some servers keep keys

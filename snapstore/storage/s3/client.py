@@ -5,8 +5,8 @@
 and a quota over all requests of the client, so that a failing server is not buried under repetitions. It repeats until
 the headers of the answer are there; bodies are taken up again where they were cut by `download.py`.
 
-**Digests**: botocore's own checksums break on several servers (S3.md, 1), so they are off where they may be, and each
-write carries Content-MD5, which all servers check. Bodies are not signed besides: the digest is, and it covers them.
+**Digests**: botocore's own checksums break on several servers, so they are off where they may be, and each write
+carries Content-MD5, which all servers check. Bodies are not signed besides: the digest is, and it covers them.
 """
 
 import asyncio
