@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.figures import Spread, Topic, spread, topics
+from benchmarks.figures import FEWEST_ROUNDS, Spread, Topic, spread, topics
 from benchmarks.results import read
 
 
@@ -22,7 +22,7 @@ def table(old: Path, new: Path) -> Table:
             if earlier and later and earlier.median:
                 ratio = f"{later.median / earlier.median:.2f}"
                 shown.add_row(
-                    *key, name, f"{earlier.median:.4g}", f"{later.median:.4g}", ratio, _verdict(earlier, later)
+                    *key, name, f"{earlier.median:.4g}", f"{later.median:.4g}", ratio, verdict(earlier, later)
                 )
     return shown
 
@@ -32,8 +32,8 @@ def _topics(file: Path) -> dict[tuple[str, str], Topic]:
     return {(topic.benchmark, topic.corpus): topic for topic in topics(runs, sessions)}
 
 
-def _verdict(old: Spread, new: Spread) -> str:
-    if min(old.runs, new.runs) < 3:
+def verdict(old: Spread, new: Spread) -> str:
+    if min(old.runs, new.runs) < FEWEST_ROUNDS:
         return "too few runs"
     if new.most < old.least:
         return "faster"

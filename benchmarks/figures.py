@@ -17,6 +17,10 @@ class Spread(NamedTuple):
     runs: int
 
 
+FEWEST_ROUNDS = 3
+"""From which anything is judged or compared."""
+
+
 class Topic(NamedTuple):
     """One benchmark on one corpus: what has been measured together."""
 

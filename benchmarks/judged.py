@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.contestants import CAT, COMMAND_LINE, RCLONE, RESTIC, RESTIC_DUMP, RESTIC_RESTORE, SNAPSTORE, TO_NOWHERE
-from benchmarks.figures import Metric, Spread, Topic, peak, ratios, spread, wall
+from benchmarks.figures import FEWEST_ROUNDS, Metric, Spread, Topic, peak, ratios, spread, wall
 from benchmarks.results import CorpusUsed
 from benchmarks.suite.commands import LIST, SNAPSHOTS
 from benchmarks.suite.index import PAGE_OF_OLDER, PAGE_OF_OURS
@@ -57,9 +57,13 @@ class Verdict(NamedTuple):
         return self.corpus is not None and (self.corpus.files < files or self.corpus.size < size)
 
     @property
+    def is_judged(self) -> bool:
+        return self.line.at_most is not None and not self.is_small and self.ratio.runs >= FEWEST_ROUNDS
+
+    @property
     def met(self) -> bool | None:
-        """None where nothing is demanded, or not of so small a corpus."""
-        if self.line.at_most is None or self.is_small:
+        """None where nothing is demanded, or not of so small a corpus or so few rounds."""
+        if self.line.at_most is None or not self.is_judged:
             return None
         within = self.ratio.median <= self.line.at_most
         return within and (self.line.metric is not peak or self.ours.most <= MOST_MEMORY)

@@ -62,21 +62,21 @@ def _report(sessions: Mapping[str, Session], measured: Sequence[Topic], drawn: M
 
 
 def _judged(found: Sequence[Verdict]) -> Iterator[str]:
-    yield "| measure | corpus | ours | against | theirs | ratio | spread | at most | |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "| measure | corpus | ours | against | theirs | ratio | spread | rounds | at most | |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for verdict in found:
         line = verdict.line
         show = _bytes if line.metric is peak else _seconds
         limit = "" if line.at_most is None else f"{line.at_most:g}"
         corpus = verdict.corpus.name if verdict.corpus else ""
-        mark = {True: "met", False: "**not met**", None: "too small to judge" if verdict.is_small and limit else ""}[
-            verdict.met
-        ]
+        unjudged = "too small to judge" if verdict.is_small else "too few rounds to judge"
+        mark = {True: "met", False: "**not met**", None: unjudged if limit else ""}[verdict.met]
         against = _cell(line.theirs)
         yield (
             f"| {line.measure} | {corpus} | {show(verdict.ours.median)} | {against} |"
             f" {show(verdict.theirs.median)} | {_ratio(verdict.ratio.median)} |"
-            f" {_ratio(verdict.ratio.least)} to {_ratio(verdict.ratio.most)} | {limit} | {mark} |"
+            f" {_ratio(verdict.ratio.least)} to {_ratio(verdict.ratio.most)} | {verdict.ratio.runs} |"
+            f" {limit} | {mark} |"
         )
 
 

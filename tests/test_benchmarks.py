@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import corpora, figures, judged, machine, readme, report, running
+from benchmarks import comparison, corpora, figures, judged, machine, readme, report, running
 from benchmarks.fleet import FleetStore
 from benchmarks.places import Place
 from benchmarks.processes import Command, Failed, measured, pipeline
@@ -43,10 +43,10 @@ def a_topic(ours: Sequence[float], theirs: Sequence[float]) -> figures.Topic:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """Two rounds that somebody measured."""
+    """Three rounds that somebody measured."""
     found = Results(tmp_path / "results.jsonl")
     found.add(Session("session", "2026-01-01T00:00:00+00:00", machine.machine(), {"tar": "1.34"}, "folder", 0.5))
-    for run in a_topic([0.8, 0.6], [1.0, 1.0]).runs:
+    for run in a_topic([0.8, 0.6, 0.7], [1.0] * 3).runs:
         found.add(run)
     return found.path
 
@@ -77,7 +77,7 @@ def test_a_report_is_written_from_results_alone(results: Path, tmp_path: Path) -
     [page, *_] = report.write([results], tmp_path / "report")
     text = page.read_text()
     assert "| create to a null sink, in process | small-files | 700 ms |" in text
-    assert "| 0.70 | 0.60 to 0.80 | 0.85 | met |" in text
+    assert "| 0.70 | 0.60 to 0.80 | 3 | 0.85 | met |" in text
     assert "## create-null of small-files" in text
     assert "tar 1.34" in text
 
@@ -86,6 +86,24 @@ def test_results_are_compared(results: Path) -> None:
     printed = bench("compare", results, results)
     assert "create-null" in printed
     assert "1.00" in printed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ((1.0, 1.2), (0.8, 0.9), "faster"),
+        ((0.8, 0.9), (1.0, 1.2), "slower"),
+        ((0.8, 1.0), (0.9, 1.2), ""),
+    ],
+)
+def test_only_what_lies_outside_of_both_spreads_has_changed(
+    old: tuple[float, float], new: tuple[float, float], told: str
+) -> None:
+    def spread(least_and_most: tuple[float, float], runs: int) -> figures.Spread:
+        return figures.Spread(sum(least_and_most) / 2, *least_and_most, runs)
+
+    assert comparison.verdict(spread(old, 3), spread(new, 3)) == told
+    assert comparison.verdict(spread(old, 2), spread(new, 3)) == "too few runs"
 
 
 def test_what_can_be_measured_is_listed() -> None:
@@ -158,8 +176,13 @@ def test_a_line_is_judged_by_the_median_of_its_ratios(ours: float, met: bool) ->
     assert verdict.met is met
 
 
+def test_few_rounds_are_not_judged() -> None:
+    [verdict] = judged.verdicts([a_topic([0.1] * 2, [1.0] * 2)])
+    assert verdict.met is None
+
+
 def test_a_small_corpus_is_not_judged() -> None:
-    topic = a_topic([0.1], [1.0])
+    topic = a_topic([0.1] * 3, [1.0] * 3)
     small = CorpusUsed("small-files:200", "0" * 64, 200, 3_000_000)
     contestants = {
         name: [msgspec.structs.replace(run, corpus=small) for run in runs] for name, runs in topic.contestants.items()

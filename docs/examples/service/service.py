@@ -138,17 +138,11 @@ class Job:
         self._progress: s.Progress | None = None
         self._news = asyncio.Event()
         self.task = asyncio.create_task(work(self._tell))
-        self.task.add_done_callback(self._ended)
+        self.task.add_done_callback(lambda task: self._news.set())
 
     def _tell(self, progress: s.Progress) -> None:
         self._progress = progress  # the latest will do: who reads slowly misses some, and holds nobody up
         self._news.set()
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._news.set()
-        if not task.cancelled() and (error := task.exception()):
-            trace = error if problem(error)["status"] == 500 else None
-            log.warning("a create or a restore failed: %s", error, exc_info=trace)
 
     async def events(self) -> AsyncGenerator[str, None]:
         while not self.task.done():
@@ -162,6 +156,13 @@ class Job:
             yield event("error", problem(error)) if error else event("done", self.task.result())
 
 
+def failed_later(task: asyncio.Task[Any]) -> None:
+    """Those who follow are told; nobody may have stayed."""
+    if not task.cancelled() and (error := task.exception()):
+        trace = error if problem(error)["status"] == 500 else None
+        log.warning("a create or a restore failed: %s", error, exc_info=trace)
+
+
 def event(name: str, value: Any) -> str:
     return f"event: {name}\ndata: {as_json(value)}\n\n"
 
@@ -171,7 +172,9 @@ async def follow(request: Request, work: Work, if_client_leaves: IfClientLeaves)
     jobs.add(job.task)
     job.task.add_done_callback(jobs.discard)
     await asyncio.wait([job.task], timeout=SOON)
-    if job.task.done() and not job.task.cancelled():
+    if not job.task.done():
+        job.task.add_done_callback(failed_later)
+    elif not job.task.cancelled():
         job.task.result()  # raises what went wrong
     at_end = job.task.cancel if if_client_leaves == "cancel" else None
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back until it has some
