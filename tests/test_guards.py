@@ -5,17 +5,19 @@ Each guard here stands alone: what it keeps out would pass all the others.
 
 import asyncio
 import errno
+import fcntl
 import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
 import threading
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +42,8 @@ from snapstore import (
 )
 from snapstore.archive import frames, tar, target, toc
 from snapstore.archive.target import Target
-from snapstore.errors import TargetUnwritable
+from snapstore.engine import restoring
+from snapstore.errors import TargetConflict, TargetUnwritable
 from snapstore.objectstore import Body
 from tests.places import wrapped
 
@@ -81,6 +84,9 @@ class Meddled:
 
 async def nothing(name: str, key: str) -> None:
     """Meddles with nothing."""
+
+
+BOTH: tuple[Existing, ...] = ("merge", "replace")
 
 
 class House(NamedTuple):
@@ -485,13 +491,16 @@ def check_as_before(target: Path, kind: str) -> None:
 
 
 class Held:
-    """Publishing that waits in its thread, before it is done or when it is done already."""
+    """The first publishing waits in its thread, before it is done or when it is done already."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
         self.reached, self.released = threading.Event(), threading.Event()
         publish = Target.publish
 
         def held(target: Target, *args: Any) -> None:
+            if self.reached.is_set():
+                publish(target, *args)
+                return
             if when == "after":
                 publish(target, *args)
             self.reached.set()
@@ -519,6 +528,113 @@ async def test_a_restore_that_is_cancelled_while_it_appears_is_taken_back(
     with pytest.raises(asyncio.CancelledError):
         await running
     check_as_before(house.target, kind)
+
+
+@pytest.fixture
+async def beside(house: House) -> AsyncIterator[SnapStore]:
+    """Another process with the same store."""
+    async with SnapStore.open(house.base / "store", index=house.base / "beside.db") as opened:
+        yield opened
+
+
+async def test_what_is_about_to_be_removed_or_taken_back_is_not_stale_to_a_restore_beside(
+    house: House, beside: SnapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await house.create()
+    lay_out(house.target, "replace")
+    os.utime(house.target, (0, 0))
+    held = Held(monkeypatch, "after")
+    running = asyncio.create_task(house.store.restore(made.id, house.target, existing="replace"))
+    assert await asyncio.to_thread(held.reached.wait, 20)
+    await beside.sync()
+    await beside.restore(made.id, house.target.with_name("sibling"))
+    running.cancel()
+    held.released.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert tree(house.target) == {"own": b"old"}
+    assert tree(house.target.with_name("sibling")) == tree(house.app)
+    assert len(os.listdir(house.target.parent)) == 2
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize(("first", "second"), [("replace", "replace"), ("replace", "merge"), ("merge", "replace")])
+async def test_restores_into_one_target_come_one_after_the_other(
+    house: House,
+    beside: SnapStore,
+    monkeypatch: pytest.MonkeyPatch,
+    first: Existing,
+    second: Existing,
+    cancelled: bool,
+) -> None:
+    """Else one would take back, or remove, what the other has told to be there."""
+    old, new = await house.create(), await create_with(house, "new")
+    lay_out(house.target, "replace")
+    held = Held(monkeypatch, "after")
+    before = asyncio.create_task(house.store.restore(old.id, house.target, existing=first))
+    assert await asyncio.to_thread(held.reached.wait, 20)
+    await beside.sync()
+    after = asyncio.create_task(beside.restore(new.id, house.target, existing=second))
+    await asyncio.sleep(0.3)
+    assert not after.done()
+    if cancelled:
+        before.cancel()
+    held.released.set()
+    await asyncio.wait([before])
+    await after
+    found = tree(house.target)
+    assert found["new"] == b"new"
+    assert ("own" in found) == (first == "replace" and second == "merge" and cancelled)
+    assert os.listdir(house.target.parent) == ["target"]
+
+
+async def test_a_restore_does_not_wait_for_ever_for_another(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await house.create()
+    lay_out(house.target, "replace")
+    monkeypatch.setattr(restoring, "_PATIENCE", 0.2)
+    with held_open(house.target) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for existing in BOTH:
+            with pytest.raises(TargetConflict, match="try again when it is done"):
+                await house.store.restore(made.id, house.target, existing=existing)
+    check_as_before(house.target, "replace")
+
+
+async def test_a_target_that_others_exchange_meanwhile_is_theirs(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await house.create()
+    for existing in BOTH:
+        lay_out(house.target, "replace")
+        held = Held(monkeypatch, "before")
+        running = asyncio.create_task(house.store.restore(made.id, house.target, existing=existing))
+        assert await asyncio.to_thread(held.reached.wait, 20)
+        house.target.rename(house.target.with_name("away"))
+        house.target.mkdir()
+        (house.target / "theirs").write_text("theirs")
+        held.released.set()
+        with pytest.raises(TargetConflict, match="somebody else"):
+            await running
+        monkeypatch.undo()
+        assert tree(house.target) == {"theirs": b"theirs"}
+        assert sorted(os.listdir(house.target.parent)) == ["away", "target"]
+        for name in ("away", "target"):
+            shutil.rmtree(house.target.with_name(name))
+
+
+async def create_with(house: House, name: str) -> Snapshot:
+    """A snapshot that holds just one file."""
+    folder = house.app.with_name(name)
+    folder.mkdir()
+    (folder / name).write_text(name)
+    return await house.store.create("blog", folder)
+
+
+@contextmanager
+def held_open(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 # What a restore that was killed leaves.

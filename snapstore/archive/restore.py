@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from snapstore.archive.attributes import Policy
 from snapstore.archive.extract import TreeWriter, find_conflict
+from snapstore.archive.removal import remove
 from snapstore.archive.select import clean_drop
-from snapstore.archive.target import Target, remove
+from snapstore.archive.target import Target
 from snapstore.model import Caps, Existing, MemberType
 
 
@@ -30,7 +31,7 @@ class RestoreOptions(NamedTuple):
 
 
 class Restoration:
-    """`open`, write through `writer`, `finish`; and `close` in any case, which removes what was not finished."""
+    """`open`, write through `writer`, `finish`, `claim`, `publish`; `close` in any case, to remove what was not."""
 
     def __init__(self, options: RestoreOptions) -> None:
         self._options = options
@@ -38,7 +39,7 @@ class Restoration:
         self._writer: TreeWriter | None = None
 
     def open(self) -> None:
-        """TargetNotEmpty and the like come out here, before anything is fetched."""
+        """TargetNotEmpty and the like come out here, before anything is fetched. InUse: to be tried again."""
         target = self._target = Target(self._options.target, self._options.existing, keep=self._options.keep)
         self._writer = TreeWriter(
             target.root, self._options.policy, merge=target.merges, caps=self._options.caps, target=target.path
@@ -60,15 +61,22 @@ class Restoration:
             find_conflict(self.target.root, members, self.target.path)
 
     def finish(self) -> None:
-        """Links, folders' metadata, names to drop; then all of it appears."""
+        """Links, folders' metadata, names to drop."""
         if self.target.merges:
             for path in self._options.drop:
                 remove(self.target.root, clean_drop(path))
         self.writer.finish()
+
+    def claim(self) -> None:
+        """Nobody else may have what is replaced now. InUse: to be tried again."""
+        self.target.claim()
+
+    def publish(self) -> None:
+        """All of it appears."""
         self.target.publish(self.writer)
 
     def revert(self) -> None:
-        """Take back what `finish` has let appear; in a merge, nothing can be."""
+        """Take back what `publish` has let appear; in a merge, nothing can be."""
         self.target.revert()
 
     def close(self) -> None:

@@ -4,6 +4,11 @@
   empty folder, which may be a mount point or somebody's working directory, unpacked inside it and moved up.
 - **merge**: written in place; each file appears whole, by a rename.
 - **replace**: unpacked beside the target, the two exchanged in one step, the old one removed.
+
+Whatever a restore may yet remove, or take back, it holds locked (flock(2)): its new tree from the beginning, the one
+that it replaces from before the exchange, a folder that it merges into as one that others may merge into too. So no
+other restore takes any of them for something that a killed one left, replaces it, or writes into it. On a file system
+without such locks nothing is ever removed as stale.
 """
 
 import ctypes
@@ -13,33 +18,32 @@ import logging
 import os
 import secrets
 import stat
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
 from snapstore.archive.attributes import drop_default_acl
 from snapstore.archive.extract import TreeWriter
-from snapstore.archive.folders import FOLDER_FLAGS, Folders
-from snapstore.archive.names import TEMPORARY, is_temporary, last_of, parent_of, to_text
+from snapstore.archive.folders import FOLDER_FLAGS
+from snapstore.archive.removal import STAGING, is_at, remove_stale, remove_tree
 from snapstore.errors import InvalidInput, TargetConflict, TargetNotEmpty, TargetUnwritable, reason_of
 from snapstore.model import Existing
 
 log = logging.getLogger("snapstore")
 
-STAGING = f"{TEMPORARY}restore-"
-"""How the folder that a restore unpacks into is called; 16 hexadecimal digits follow."""
-_STALE_SECONDS = 60
-
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
 
 
+class InUse(Exception):
+    """Another restore works with the same target: it is to be tried again in a moment."""
+
+
 class Target:
-    """A place for one restore. `root` is the folder to write into; then `publish`; in any case `close`."""
+    """A place for one restore. `root` is the folder to write into; then `claim` and `publish`; in any case `close`."""
 
     def __init__(self, path: str, existing: Existing, *, keep: Sequence[str] = ()) -> None:
-        """``keep`` are paths that must not be replaced along: those of the store and its index."""
+        """``keep`` are paths that must not be replaced along: those of the store and its index. InUse."""
         if not path or "\0" in path:
             raise InvalidInput(f"{path!r} cannot be a target: give the path of a folder")
         # Whoever names a link means the folder that it leads to: that one is exchanged, not the link.
@@ -50,8 +54,9 @@ class Target:
         self._staging: str | None = None
         self._moved: list[str] = []
         self._published = False
-        self._exchanged = False
         self.root = -1
+        self._replaced = -1
+        """The folder that is exchanged for it, where there is one."""
         self.left: str | None = None
         """What `close` could not remove, and why."""
         try:
@@ -68,6 +73,7 @@ class Target:
         is_there = self._look()
         if self._existing == "merge" and is_there:
             self.root = os.open(self.path, FOLDER_FLAGS)
+            self._hold(self.root, fcntl.LOCK_SH)
             return
         if is_there and self._existing == "refuse":
             beside = self.path
@@ -79,8 +85,7 @@ class Target:
         os.mkdir(staging, 0o700)
         self._staging = staging
         self.root = os.open(staging, FOLDER_FLAGS)
-        with suppress(OSError):  # a file system without locks: then nothing is ever removed as stale there
-            fcntl.flock(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held, nobody takes it for what a dead one left
+        _lock(self.root, fcntl.LOCK_EX)
         drop_default_acl(self.root)
 
     def _look(self) -> bool:
@@ -130,11 +135,39 @@ class Target:
         """Whether what is written stands among what is there."""
         return self._staging is None
 
+    def _hold(self, folder: int, how: int) -> None:
+        """Lock what was opened at the target's path. InUse where another restore has it, or has exchanged it since."""
+        _lock(folder, how)
+        if not is_at(self.path, folder):
+            raise InUse
+
+    def claim(self) -> None:
+        """Hold what is about to be replaced, if there is something. InUse, and then nothing is held."""
+        if self._existing != "replace" or self._replaced >= 0:
+            return
+        try:
+            self._replaced = os.open(self.path, FOLDER_FLAGS)
+            self._hold(self._replaced, fcntl.LOCK_EX)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._unwritable(error) from error
+        except InUse:
+            self._let_go_of_replaced()
+            raise
+
+    def _let_go_of_replaced(self) -> None:
+        if self._replaced >= 0:
+            os.close(self._replaced)
+            self._replaced = -1
+
     def publish(self, writer: TreeWriter) -> None:
         """Let what was written appear, with the root folder's metadata."""
         try:
             if self._staging is None:
                 writer.finish_root(self.root)
+                if not is_at(self.path, self.root):
+                    raise self._exchanged_by_others()
             elif os.path.dirname(self._staging) == self.path:
                 self._move_up(self._staging, writer)
             else:
@@ -173,7 +206,11 @@ class Target:
             os.close(inside)
 
     def _move_down(self, staging: str, inside: int) -> None:
-        os.makedirs(staging, 0o700, exist_ok=True)
+        if not is_at(staging, self.root):  # it was removed when it was empty
+            os.mkdir(staging, 0o700)
+            os.close(self.root)
+            self.root = os.open(staging, FOLDER_FLAGS)
+            _lock(self.root, fcntl.LOCK_EX)
         while self._moved:
             name = self._moved.pop()
             os.rename(name, os.path.join(staging, name), src_dir_fd=inside)
@@ -181,16 +218,19 @@ class Target:
     def _swap_in(self, staging: str) -> None:
         """The staging folder becomes the target, and takes its name in turn where there is one to replace."""
         with self._around(staging) as (here, new, old):
-            if self._existing != "replace" or not os.path.lexists(self.path):
+            if self._replaced < 0:
                 try:
                     _rename(here, new, here, old, _RENAME_NOREPLACE)
                 except FileExistsError as error:
-                    raise TargetNotEmpty(self.path) from error
+                    if self._existing == "refuse":
+                        raise TargetNotEmpty(self.path) from error
+                    raise self._exchanged_by_others() from error
                 return
             _sync_file_system(self.root)  # the old tree is removed next: the new one must not be in memory only
             _rename(here, new, here, old, _RENAME_EXCHANGE)
-            self._exchanged = True
             try:
+                if not is_at(staging, self._replaced):
+                    raise self._exchanged_by_others()
                 os.fsync(here)
             except BaseException:
                 self._swap_out(staging)
@@ -199,11 +239,17 @@ class Target:
     def _swap_out(self, staging: str) -> None:
         """Undo `_swap_in`."""
         with self._around(staging) as (here, new, old):
-            if self._exchanged:
+            if not is_at(self.path, self.root):
+                raise self._exchanged_by_others()
+            if self._replaced >= 0:
                 _rename(here, new, here, old, _RENAME_EXCHANGE)
-                self._exchanged = False
             else:
                 _rename(here, old, here, new, _RENAME_NOREPLACE)
+
+    def _exchanged_by_others(self) -> TargetConflict:
+        return TargetConflict(
+            ".", self.path, f"{self.path!r} was made or exchanged by somebody else meanwhile: look at it, restore again"
+        )
 
     @contextmanager
     def _around(self, staging: str) -> Iterator[tuple[int, bytes, bytes]]:
@@ -216,14 +262,18 @@ class Target:
 
     def close(self) -> None:
         """Remove what was not published (or what was replaced), and let go."""
-        # It holds the new tree where that was not published, and the old one where it was exchanged for that.
-        if self._staging is not None and self._published == self._exchanged:
+        if self._published and self.root >= 0:
+            os.close(self.root)  # first, as others may wait for it and the old tree may be large
+            self.root = -1
+        left = self._replaced if self._published else self.root
+        if self._staging is not None and left >= 0:
             try:
-                remove_tree(self._staging)
+                remove_tree(self._staging, left)
             except OSError as error:
                 self.left = f"{self._staging!r} ({reason_of(error)})"
                 log.warning("could not remove %s", self.left)
         self._staging = None
+        self._let_go_of_replaced()
         if self.root >= 0:
             os.close(self.root)
             self.root = -1
@@ -239,85 +289,14 @@ class Target:
         return TargetUnwritable(self.path, reason, "check that the folder around it is there and can be written to")
 
 
-def remove_stale(folder: str) -> None:
-    """Remove what restores that were killed have left in a folder: nobody holds its lock, and it is not brand-new."""
+def _lock(folder: int, how: int) -> None:
+    """InUse where somebody else holds it."""
     try:
-        names = [name for name in os.listdir(folder) if name.startswith(STAGING) and is_temporary(name)]
+        fcntl.flock(folder, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InUse from None
     except OSError:
-        return  # it is missing, or not ours to look into: whoever wants to use it is told so then
-    for name in names:
-        path = os.path.join(folder, name)
-        # Somebody else's, in use, or gone meanwhile: then it stays, or is gone.
-        with suppress(OSError):
-            descriptor = os.open(path, FOLDER_FLAGS)
-            try:
-                status = os.fstat(descriptor)
-                if status.st_uid == os.geteuid() and time.time() - status.st_mtime > _STALE_SECONDS:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    remove_tree(path)
-            finally:
-                os.close(descriptor)
-
-
-def remove(root: int, path: str) -> None:
-    """Remove what is at a path below ``root``, if it is there; never through a link."""
-    folders = Folders(root)
-    try:
-        parent = folders.descriptor(parent_of(path))
-        status = os.stat(last_of(path), dir_fd=parent, follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            _empty(folders.descriptor(path))
-            os.rmdir(last_of(path), dir_fd=folders.descriptor(parent_of(path)))
-        else:
-            os.unlink(last_of(path), dir_fd=parent)
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # it is not there, which is what was asked for
-    finally:
-        folders.close()
-
-
-def remove_tree(path: str) -> None:
-    """Remove a folder of ours, however deep and whatever its modes; links in it are removed, not followed."""
-    try:
-        root = os.open(path, FOLDER_FLAGS)
-    except FileNotFoundError:
-        return
-    try:
-        _empty(root)
-    finally:
-        os.close(root)
-    os.rmdir(path)
-
-
-def _empty(root: int) -> None:
-    """Remove all that is in a folder."""
-    folders = Folders(root)
-    found = [""]
-    try:
-        for folder in found:
-            found += _empty_but_folders(folders, folder)
-        for folder in reversed(found[1:]):
-            os.rmdir(last_of(folder), dir_fd=folders.descriptor(parent_of(folder)))
-    finally:
-        folders.close()
-
-
-def _empty_but_folders(folders: Folders, folder: str) -> list[str]:
-    """Remove what is in a folder but its folders, whose paths are returned."""
-    descriptor = folders.descriptor(folder)
-    os.chmod(descriptor, 0o700)
-    inner = []
-    for name in os.listdir(descriptor):
-        if stat.S_ISDIR(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
-            if os.geteuid() != 0:
-                # Only to get into folders of our own: as root it is not needed, and the name may be a link by now.
-                with suppress(PermissionError):
-                    os.chmod(name, 0o700, dir_fd=descriptor)
-            child = to_text(os.fsencode(name))
-            inner.append(f"{folder}/{child}" if folder else child)
-        else:
-            os.unlink(name, dir_fd=descriptor)
-    return inner
+        pass  # a file system without locks
 
 
 def _libc() -> ctypes.CDLL:

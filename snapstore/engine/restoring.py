@@ -1,13 +1,21 @@
 """The frame of every restore: admitted, opened, filled by its reader, published, and closed, whatever happens."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from snapstore.aio import uninterrupted
 from snapstore.archive.restore import Restoration, RestoreOptions
+from snapstore.archive.target import InUse
 from snapstore.engine.limits import Limits
+from snapstore.errors import TargetConflict
 from snapstore.model import RestoreReport, Snapshot
+
+_PATIENCE = 60.0
+"""Seconds that a restore waits for others with the same target: the last step of each takes an instant, but a merge is
+one such step from its beginning to its end."""
+_LOOK_AGAIN = 0.05
 
 
 @asynccontextmanager
@@ -17,16 +25,34 @@ async def restoring(limits: Limits, options: RestoreOptions, memory: int) -> Asy
     run = limits.files.run
     try:
         async with limits.admit(memory):
-            await run(restoration.open)
+            await _patiently(limits, restoration.open, options.target)
             yield restoration
+            await run(restoration.finish)
+            await _patiently(limits, restoration.claim, options.target)
             try:
-                await run(restoration.finish)
+                await run(restoration.publish)
             except BaseException:
                 # Cancelled while it appeared: the thread has ended that by now, and it is taken back.
                 await uninterrupted(run(restoration.revert))
                 raise
     finally:
         await uninterrupted(run(restoration.close))
+
+
+async def _patiently(limits: Limits, step: Callable[[], None], target: str) -> None:
+    """``step``, as soon as no other restore is in its way."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return await limits.files.run(step)
+        except InUse:
+            if time.monotonic() > end:
+                raise TargetConflict(
+                    ".",
+                    target,
+                    f"another restore has been writing to {target!r} for a minute: try again when it is done",
+                ) from None
+        await asyncio.sleep(_LOOK_AGAIN)
 
 
 def report(restoration: Restoration, snapshot: Snapshot, started: float) -> RestoreReport:
