@@ -10,6 +10,7 @@ import contextvars
 import os
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
@@ -23,6 +24,31 @@ _NICENESS = 10
 
 TIDY_SECONDS = 30.0
 """Whoever cancels is not made to wait longer for a store that does not answer."""
+_LEAST_TIDY_SECONDS = 1.0
+
+
+class Tidying:
+    """How long one call may take to end and to take back what it did, in all its steps together."""
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+
+    def seconds(self) -> float:
+        """What is left of `TIDY_SECONDS` since this was asked for first; a little for each step at least."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + TIDY_SECONDS
+        return max(min(_LEAST_TIDY_SECONDS, TIDY_SECONDS), self._until - now)
+
+
+tidying: contextvars.ContextVar[Tidying | None] = contextvars.ContextVar("snapstore_tidying", default=None)
+"""That of the call which runs here; the tasks that it begins share it."""
+
+
+def tidy_seconds() -> float:
+    """How long a step that ends or takes back something may be waited for."""
+    shared = tidying.get()
+    return TIDY_SECONDS if shared is None else shared.seconds()
 
 
 class Stopped(Exception):
@@ -123,7 +149,7 @@ async def uninterrupted(step: Awaitable[T]) -> T:
 
 
 async def ended(step: Coroutine[Any, Any, T]) -> T:
-    """Await ``step``; when cancelled, let it end by itself for up to `TIDY_SECONDS` before it is cancelled too.
+    """Await ``step``; when cancelled, let it end by itself for up to `tidy_seconds` before it is cancelled too.
 
     For requests whose effect is taken back then: one that is cut off on its way could be applied after that.
     """
@@ -131,10 +157,26 @@ async def ended(step: Coroutine[Any, Any, T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await uninterrupted(asyncio.wait([task], timeout=TIDY_SECONDS))
+        await uninterrupted(asyncio.wait([task], timeout=tidy_seconds()))
         raise
     finally:
         await drop([task])
+
+
+async def completed(step: Coroutine[Any, Any, T]) -> T:
+    """`ended`, whose result counts if there is one, though it was cancelled: for a call that runs in a task of its own,
+    where a caller who has cancelled it is told so anyway."""
+    outcome: list[T] = []
+
+    async def kept() -> None:
+        outcome.append(await step)
+
+    try:
+        await ended(kept())
+    except asyncio.CancelledError:
+        if not outcome:
+            raise
+    return outcome[0]
 
 
 async def _settled(future: "asyncio.Future[T]") -> None:

@@ -538,8 +538,7 @@ async def test_closing_it_early_cleans_up(folder: Path, count: int) -> None:
 async def test_nobody_waits_long_for_a_store_that_does_not_answer(
     folder: Path, wrap: Callable[..., None], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    for module in ("aio", "engine.doctor"):
-        monkeypatch.setattr(f"snapstore.{module}.TIDY_SECONDS", 0.2)
+    monkeypatch.setattr("snapstore.aio.TIDY_SECONDS", 0.2)
     reached = asyncio.Event()
 
     def stalling(name: str) -> Callable[..., Any]:

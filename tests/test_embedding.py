@@ -491,7 +491,7 @@ async def test_iterations_that_are_left_hold_nothing(house: House) -> None:
         assert await anext(aiter(listing))
         await listing.aclose()
     house.check_process()
-    assert house.store._limits.reading._value == 8
+    assert house.store._reading._value == 8
 
 
 async def test_a_file_is_found_once_and_read_in_parts(store: SnapStore, tmp_path: Path) -> None:
@@ -1021,26 +1021,32 @@ async def test_the_folder_of_the_apps_is_looked_at(tmp_path: Path, caplog: pytes
         assert (await store.restore(made.id)).target == str(tmp_path / "none" / "blog")
 
 
-async def test_closing_waits_for_an_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    began, go_on = asyncio.Event(), asyncio.Event()
+@pytest.mark.parametrize("by", ["closing", "cancelling"])
+async def test_closing_ends_an_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    began, wait = asyncio.Event(), True
 
     async def open_late(*args: Any, **options: Any) -> Any:
         began.set()
-        await go_on.wait()
+        await asyncio.sleep(60 if wait else 0)
         return await open_store(*args, **options)
 
     monkeypatch.setattr(engine_store, "open_store", open_late)
-    store = SnapStore.open(tmp_path / "store", index=tmp_path / "index.db")
+    limits = Limits()
+    store = SnapStore.open(tmp_path / "store", index=tmp_path / "index.db", limits=limits)
     opening = asyncio.create_task(store.__aenter__())
     await began.wait()
-    closing = asyncio.create_task(store.aclose())
-    await settle()
-    assert not closing.done()
-    go_on.set()
-    await opening
-    await closing
+    if by == "closing":
+        await store.aclose()
+    else:
+        opening.cancel()
+    with pytest.raises(StoreClosed if by == "closing" else asyncio.CancelledError):
+        await opening
+    assert limits._users == 0
     with pytest.raises(StoreClosed):
         await store.page()
+    wait = False
+    async with store:  # again
+        assert (await store.page()).snapshots == ()
 
 
 async def test_closing_ends_iterations_that_are_paused(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """A sync that runs beside those who read the index leaves them time; snapshots leave it to a busy service."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from snapstore.engine import pace
+from snapstore.engine import pace as pace_module
 from snapstore.engine.pace import Pace
 from snapstore.index import pauses
 from snapstore.index.pauses import Pauses
@@ -56,8 +57,8 @@ class Loop:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, share: float) -> None:
         """``share`` of the time that passes, the loop works in."""
         self.now = 1000.0
-        monkeypatch.setattr(pace.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(pace.time, "thread_time", lambda: self.now * share)
+        monkeypatch.setattr(pace_module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(pace_module.time, "thread_time", lambda: self.now * share)
 
 
 async def at_once(pace: Pace) -> int:
@@ -101,9 +102,14 @@ async def test_a_rest_is_as_long_as_the_work_for_one_thread(
     loop.now += 1
     rested = []
     later = asyncio.get_running_loop().call_later
-    monkeypatch.setattr(
-        asyncio.get_running_loop(), "call_later", lambda seconds, *call: rested.append(seconds) or later(0, *call)
-    )
+
+    def call_later(seconds: float, *call: Any) -> Any:
+        if seconds == pace_module._LONGEST_WORK:
+            return later(seconds, *call)
+        rested.append(seconds)
+        return later(0, *call)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", call_later)
     for _ in range(threads + 2):
         async with pace.work():
             loop.now += 0.04
@@ -126,3 +132,25 @@ async def test_a_frame_that_is_given_up_keeps_its_place_from_nobody(monkeypatch:
     await asyncio.wait([working, waiting])
     async with asyncio.timeout(5), pace.work():
         pass
+
+
+async def test_who_waits_for_a_disk_has_nobody_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(monkeypatch, share=0.9)
+    pace = Pace(1, pauses=True)
+    loop.now += 1
+    done = asyncio.Event()
+
+    async def wait_for_a_disk() -> None:
+        async with pace.work():
+            await done.wait()
+
+    waiting = asyncio.create_task(wait_for_a_disk())
+    await asyncio.sleep(0)
+    loop.now += pace_module._LONGEST_WORK
+    async with asyncio.timeout(5), pace.work():
+        done.set()
+        await waiting
+    for _ in range(3):  # its place was given back once
+        loop.now += 1
+        await asyncio.sleep(0)
+    assert pace._slots._value == 1

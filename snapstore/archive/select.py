@@ -106,14 +106,19 @@ def choose(
 
 
 def select_one(toc: Toc, path: str, snapshot_id: str) -> tuple[Member, Selection]:
-    """One file and the frames that hold it; a hard link is followed. MemberNotFound for anything but a file."""
+    """One file and the frames that hold it, which keep nothing else of ``toc``; a hard link is followed.
+
+    MemberNotFound for anything but a file.
+    """
     member = find(toc, path, snapshot_id)
     if member.type == "h":
         member = find(toc, member.link, snapshot_id)
     if member.type != "f":
         kinds = {"d": "a folder", "l": f"a symbolic link to {member.link!r}"}
         raise MemberNotFound(path, snapshot_id, f"{path!r} is {kinds.get(member.type, 'no file')}: it has no content")
-    return member, _selection(toc, Choice({member.path}, {}))
+    selection = _selection(toc, Choice({member.path}, {}))
+    alone = [pieces._replace(frame=pieces.frame.alone()) for pieces in selection.frames]
+    return member, selection._replace(frames=alone)
 
 
 def find(toc: Toc, path: str, snapshot_id: str) -> Member:

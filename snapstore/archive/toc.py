@@ -167,6 +167,10 @@ class Frame(NamedTuple):
         except _UNREADABLE as error:
             raise ArchiveDamaged(f"the table of contents cannot be parsed: {error}") from error
 
+    def alone(self) -> "Frame":
+        """The same, without the rest of the table of contents, which a line is a part of."""
+        return Frame(self.entry, memoryview(bytes(self.line)))
+
     def _decode(self) -> Sequence[Member]:
         try:
             members = _members_decoder.decode(self.line).members

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -13,6 +14,7 @@ from snapstore.archive.select import FramePieces, Piece, Selection
 from snapstore.errors import ArchiveDamaged
 from snapstore.model import Member
 
+_PIECE = 256 << 10
 _SLOW_MEMBER = 0.0005
 """Seconds; a member takes a tenth of that on a disk that need not be waited for."""
 _SLOW_BYTE = 5e-9
@@ -96,14 +98,15 @@ class Unpacker:
                 del self._large[piece.member.path]
 
 
-def content(wanted: FramePieces, compressed: bytes | memoryview, start: int, end: int) -> bytes:
+def content(wanted: FramePieces, compressed: bytes | memoryview, start: int, end: int) -> deque[bytes]:
     """What a frame holds of its one wanted file between ``start`` and ``end`` in its content, checked."""
     raw = frames.open_frame(compressed, wanted.frame.entry)
     (piece,) = wanted.pieces()
     origin = (checked_header(raw, piece.member)[1] if piece.begins else 0) - piece.position
     if origin + piece.position + piece.length > len(raw):
         raise ArchiveDamaged(f"{piece.member.path!r} reaches beyond its frame")
-    return raw[origin + max(start, piece.position) : origin + min(end, piece.position + piece.length)]
+    start, end = origin + max(start, piece.position), origin + min(end, piece.position + piece.length)
+    return deque(raw[at : min(end, at + _PIECE)] for at in range(start, end, _PIECE))
 
 
 def checked_header(raw: bytes, member: Member) -> tuple[tar.Header, int]:

@@ -1,23 +1,30 @@
 """The calls that are under way on a store: what closing it has to wait for, or to end.
 
 Each call runs in a task of its own. So closing can end it without touching the caller's task, and the caller learns of
-it by StoreClosed; and a caller that is cancelled has its call cancelled, and waits until that has tidied up.
+it by StoreClosed; and a caller that is cancelled has its call cancelled, and waits until that has tidied up. What a
+call calls in its turn is part of it, and goes on while the store is being closed.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from contextvars import Context, copy_context
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from snapstore.aio import drop, uninterrupted
+from snapstore.aio import Tidying, drop, tidying, uninterrupted
 from snapstore.errors import InvalidInput, StoreClosed
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _OTHER_LOOP = (
     "the store is open on another event loop: open one for this loop too, or hand the call to the other"
     " (asyncio.run_coroutine_threadsafe)"
+)
+_CUT_OFF = (
+    "the store was closed before this call had ended: a create or a restore is taken back (the log tells what could not"
+    " be), any other change may have been made or not"
 )
 
 
@@ -29,10 +36,11 @@ class Calls:
         self._running: set[asyncio.Task[Any]] = set()
         self._callers = _Count()
         self._iterations = _Count()
-        """Those that have given an item, whether their next one is asked for now or not."""
+        """Those that were begun, whether their next item is asked for now or not."""
         self._generators: set[AsyncGenerator[Any, None]] = set()
         """Theirs."""
         self._closed = self._over = False
+        self._grace: asyncio.Timeout | None = None
 
     async def run(
         self, work: Coroutine[Any, Any, T], *, undo: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -41,6 +49,8 @@ class Calls:
 
         ``undo`` takes back work that was done in the very instant in which its caller was cancelled.
         """
+        if asyncio.current_task() in self._running:
+            return await work
         self._check(work, self._closed)
         return await self._run(work, undo)
 
@@ -56,6 +66,8 @@ class Calls:
         undo: Callable[[], Coroutine[Any, Any, None]] | None = None,
         context: Context | None = None,
     ) -> T:
+        context = context or copy_context()
+        context.run(tidying.set, Tidying())
         task = asyncio.create_task(work, context=context)
         self._running.add(task)
         self._callers.add(1)
@@ -64,7 +76,7 @@ class Calls:
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if task.cancelled() and self._closed and not (caller and caller.cancelling()):
-                raise StoreClosed("the store was closed while this call was under way; it was taken back") from None
+                raise StoreClosed(_CUT_OFF) from None
             await drop([task])
             if undo is not None and not task.cancelled() and task.exception() is None:
                 await uninterrupted(undo())
@@ -76,22 +88,19 @@ class Calls:
     async def each(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """The items, each awaited as `run` does. All of them are one call, which a closing lets come to its end."""
         end = object()
-        begun = 0
         context = copy_context()  # of all items: what the generator sets while it makes one holds for the next
         async with aclosing(items):
+            work = _next(items, end)
+            self._check(work, self._closed)
+            self._iterations.add(1)
             try:
-                while True:
-                    work = _next(items, end)
-                    self._check(work, self._over if begun else self._closed)
-                    if (item := await self._run(work, context=context)) is end:
-                        return
-                    if not begun:
-                        begun = 1
-                        self._iterations.add(1)
-                        self._generators.add(items)
+                while (item := await self._run(work, context=context)) is not end:
+                    self._generators.add(items)
                     yield item  # type: ignore[misc]
+                    work = _next(items, end)
+                    self._check(work, self._over)
             finally:
-                self._iterations.add(-begun)
+                self._iterations.add(-1)
                 self._generators.discard(items)
 
     async def close(self, grace: float) -> None:
@@ -100,10 +109,15 @@ class Calls:
             raise InvalidInput(_OTHER_LOOP)
         self._closed = True
         if grace > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await self._iterations.none.wait()
-                    await self._callers.none.wait()
+            try:
+                async with asyncio.timeout(grace) as self._grace:
+                    while self._iterations.count or self._callers.count:
+                        await self._iterations.none.wait()
+                        await self._callers.none.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._grace = None
         self._over = True
         await drop(self._running)
         await self._callers.none.wait()  # until each caller has taken back what it has to
@@ -111,18 +125,43 @@ class Calls:
             with suppress(RuntimeError):  # its consumer is closing it
                 await items.aclose()
 
+    def hasten(self, grace: float) -> None:
+        """Where `close` lets calls end for longer than that, it does not any more."""
+        if self._grace is not None and not self._grace.expired():
+            self._grace.reschedule(min(self._grace.when() or 0.0, self._loop.time() + grace))
+
+
+class _HasCalls(Protocol):
+    @property
+    def _calls(self) -> Calls: ...
+
+
+S = TypeVar("S", bound=_HasCalls)
+
+
+def one_call(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """A method of a store all of whose steps are one call."""
+
+    @wraps(method)
+    async def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._calls.run(method(self, *args, **kwargs))
+
+    return call
+
 
 class _Count:
     """How many there are, and an event for when there is none."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self.none = asyncio.Event()
         self.none.set()
 
     def add(self, change: int) -> None:
-        self._count += change
-        (self.none.clear if self._count else self.none.set)()
+        self.count += change
+        (self.none.clear if self.count else self.none.set)()
 
 
 async def _next(items: AsyncGenerator[T, None], end: object) -> T | object:

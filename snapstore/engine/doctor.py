@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import Literal, NamedTuple
 
-from snapstore.aio import TIDY_SECONDS, ended, uninterrupted
+from snapstore.aio import ended, tidy_seconds, uninterrupted
 from snapstore.errors import InvalidInput, ObjectNotFound, PreconditionFailed, SnapstoreError, StorageError
 from snapstore.keys import METADATA_PREFIX
 from snapstore.model import Check
@@ -268,7 +268,7 @@ class _Patient:
     async def clean(self) -> None:
         """Whatever is left, also after a failure in the middle. StorageError for what cannot be removed."""
         try:
-            async with asyncio.timeout(TIDY_SECONDS):
+            async with asyncio.timeout(tidy_seconds()):
                 left = [*await self._uploads_left(), *await self._objects_left()]
         except TimeoutError:
             left = [f"what begins with {self._prefix}, as the store does not answer"]

@@ -7,11 +7,12 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from typing import NamedTuple, ParamSpec, TypeVar
 
-from snapstore.aio import Stopped
+from snapstore.aio import Stopped, Workers
 from snapstore.archive import foreign
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.extract import TreeWriter
@@ -27,6 +28,9 @@ from snapstore.engine.telling import told_from_thread
 from snapstore.errors import ArchiveDamaged, MemberNotFound, PreconditionFailed
 from snapstore.model import Member, MemberType, Progress, ProgressCallback, RestoreReport, Snapshot
 from snapstore.objectstore import ObjectStore
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _MEMORY = 32 << 20
 """Of a stream's buffers: zstd's window (8 MiB for its usual levels), and a few pieces of 1 MiB."""
@@ -55,6 +59,17 @@ class _Stop(threading.Event):
             self.pulling.cancel()
 
 
+class _Stream(NamedTuple):
+    """An archive's raw bytes, and the threads that read them."""
+
+    raw: Decompressed
+    threads: Workers
+    stop: _Stop
+
+    async def run(self, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.threads.run_stoppable(self.stop, job, *args, **kwargs)
+
+
 class ForeignReader:
     """Reads one snapshot's archive, without a table of contents."""
 
@@ -65,13 +80,12 @@ class ForeignReader:
         self.snapshot = snapshot
         self._key = snapshot.key
         self._loop = asyncio.get_running_loop()
-        self._stop = _Stop()
         self._etag: str | None = None
 
     async def members(self) -> AsyncGenerator[Member, None]:
-        async with self._stream() as raw:
-            listed = _listed(raw)
-            while batch := await self._limits.parsers.run_stoppable(self._stop, _next, listed):
+        async with self._stream() as stream:
+            listed = _listed(stream.raw)
+            while batch := await stream.run(_next, listed):
                 for member in batch:
                     yield member
 
@@ -94,10 +108,10 @@ class ForeignReader:
         """A file's content from ``start``, in pieces of up to 1 MiB."""
         wanted = clean_path(path)
         for _ in range(2):
-            async with self._stream() as raw:
-                pieces = _content(raw, wanted, start, size)
+            async with self._stream() as stream:
+                pieces = _content(stream.raw, wanted, start, size)
                 try:
-                    while piece := await self._limits.parsers.run_stoppable(self._stop, _next_piece, pieces):
+                    while piece := await stream.run(_next_piece, pieces):
                         yield piece
                     return
                 except _HardLink as link:
@@ -112,41 +126,41 @@ class ForeignReader:
     async def restore(self, options: RestoreOptions, progress: ProgressCallback | None) -> RestoreReport:
         started = time.monotonic()
         excludes = Excludes(options.exclude)
-        files, parsers = self._limits.files, self._limits.parsers
         async with restoring(self._limits, options, _MEMORY) as restoration:
             choice = EVERYTHING
             if restoration.target.merges or not options.all:
                 # By a pass of its own: what a hard link means, and whether a path is there, is known only at the end.
-                async with self._stream() as raw:
-                    kinds = await parsers.run_stoppable(self._stop, _kinds, raw)
+                async with self._stream() as stream:
+                    kinds = await stream.run(_kinds, stream.raw)
                 if not options.all:
                     choice = await self._limits.compute.run(
                         choose, kinds, self.snapshot.id, paths=options.paths, excludes=excludes, drop=options.drop
                     )
                 wanted = ((path, kind) for path, (kind, _) in kinds.items() if path in choice)
-                await files.run(restoration.check_conflicts, wanted)
+                await self._limits.files.run(restoration.check_conflicts, wanted)
             with told_from_thread(progress) as tell:
-                async with self._stream() as raw:
-                    await parsers.run_stoppable(self._stop, _unpack, raw, restoration.writer, choice, tell)
+                async with self._stream() as stream:
+                    await stream.run(_unpack, stream.raw, restoration.writer, choice, tell)
         return report(restoration, self.snapshot, started)
 
     @asynccontextmanager
-    async def _stream(self) -> AsyncIterator[Decompressed]:
+    async def _stream(self) -> AsyncIterator["_Stream"]:
         """The raw bytes of the archive, for a thread to read; always of the version that was met first."""
+        stop = _Stop()
         if self._etag is None:
             self._etag = (await self._store.head(self._key)).etag
-        async with aclosing(self._store.stream(self._key, if_match=self._etag)) as stream:
+        async with aclosing(self._store.stream(self._key, if_match=self._etag)) as body:
 
             async def pull() -> bytes:
-                if self._stop.is_set():
+                if stop.is_set():
                     raise Stopped
-                self._stop.pulling = asyncio.current_task()
+                stop.pulling = asyncio.current_task()
                 try:
-                    return await anext(stream, b"")
+                    return await anext(body, b"")
                 except PreconditionFailed as error:
                     raise ArchiveDamaged(f"{self._key!r} was replaced while it was read") from error
                 finally:
-                    self._stop.pulling = None
+                    stop.pulling = None
 
             def read() -> bytes:
                 try:
@@ -154,7 +168,7 @@ class ForeignReader:
                 except concurrent.futures.CancelledError:
                     raise Stopped from None
 
-            yield Decompressed(read)
+            yield _Stream(Decompressed(read), self._limits.parsers, stop)
 
 
 def _unpack(raw: Decompressed, writer: TreeWriter, choice: Choice, tell: ProgressCallback | None) -> None:

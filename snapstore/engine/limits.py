@@ -17,7 +17,6 @@ from snapstore.engine.pace import Pace
 from snapstore.errors import InvalidInput, StoreClosed
 
 _FILE_THREADS = 8
-_READS = 8
 
 
 class Limits:
@@ -49,8 +48,6 @@ class Limits:
         self._nice = nice
         self._turns = _Budget(operations)
         self._memory = _Budget(memory)
-        self.reading = asyncio.Semaphore(_READS)
-        """Held while one piece of one file is fetched and checked: single files need not wait for whole snapshots."""
         self.requesting = asyncio.Semaphore(connections)
         """Held by each request to S3 while it has a connection."""
         self.pace = Pace(self.threads, pauses=nice)
@@ -100,7 +97,7 @@ class Limits:
             )
         if self._users == 0:
             if loop is not self._loop:  # a semaphore belongs to the loop that it was first waited for on
-                self.reading, self.requesting = asyncio.Semaphore(_READS), asyncio.Semaphore(self.connections)
+                self.requesting = asyncio.Semaphore(self.connections)
                 self.pace = Pace(self.threads, pauses=self._nice)
             self._loop = loop
             self._compute = Workers(self.threads, "compute", nice=self._nice)

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from datetime import datetime, timedelta
 
 import msgspec
 
 from snapstore.engine import salvage
 from snapstore.engine.arguments import check_count, check_duration, strings
+from snapstore.engine.calls import one_call
 from snapstore.engine.opened import OpenedStore
 from snapstore.errors import InvalidInput, SnapshotNotFound
 from snapstore.index.queries import Query
@@ -30,6 +32,7 @@ MAX_PAGE = 10_000
 class Listing(OpenedStore):
     """Snapshots, found and counted without a request; and the calls that ask the store, so that the index equals it."""
 
+    @one_call
     async def get(self, snapshot_id: str) -> Snapshot:
         """The snapshot with this id, prefix of an id, or ``APP@latest``. SnapshotNotFound, AmbiguousId."""
         if not isinstance(snapshot_id, str):
@@ -37,7 +40,7 @@ class Listing(OpenedStore):
         app, at, name = snapshot_id.rpartition("@")
         if at and name == "latest":
             return await self.latest(app)
-        found = await self._calls.run(self._catalog.find(snapshot_id))
+        found = await self._catalog.find(snapshot_id)
         if found is None:
             if (await self.page(apps=[snapshot_id], limit=1)).snapshots:
                 raise SnapshotNotFound(
@@ -47,6 +50,7 @@ class Listing(OpenedStore):
             raise SnapshotNotFound(snapshot_id)
         return found
 
+    @one_call
     async def latest(self, app: str, *, labels: Iterable[str] = ()) -> Snapshot:
         """The newest snapshot of an app that has all ``labels``. SnapshotNotFound where there is none."""
         page = await self.page(apps=[app], labels=labels, limit=1)
@@ -79,19 +83,25 @@ class Listing(OpenedStore):
         if limit is not None:
             check_count(limit, "limit", 0)
         query = _query(apps, labels, since, until)
+        async with aclosing(self._calls.each(self._pages(query, limit, cursor, fresh))) as pages:
+            async for page in pages:
+                for snapshot in page.snapshots:
+                    yield snapshot
+
+    async def _pages(
+        self, query: Query, left: int | None = None, cursor: str | None = None, fresh: bool = False
+    ) -> AsyncGenerator[Page, None]:
         if fresh:
             await self.sync()
-        left = limit
         while left is None or left > 0:
-            size = _PAGE if left is None else min(_PAGE, left)
-            page = await self._calls.run(self._catalog.page(query, size, cursor))
-            for snapshot in page.snapshots:
-                yield snapshot
+            page = await self._catalog.page(query, _PAGE if left is None else min(_PAGE, left), cursor)
+            yield page
             if page.cursor is None:
                 return
             cursor = page.cursor
             left = None if left is None else left - len(page.snapshots)
 
+    @one_call
     async def page(
         self,
         *,
@@ -108,7 +118,7 @@ class Listing(OpenedStore):
         query = _query(apps, labels, since, until)
         if fresh:
             await self.sync()
-        return await self._calls.run(self._catalog.page(query, limit, cursor))
+        return await self._catalog.page(query, limit, cursor)
 
     async def apps(self) -> Sequence[Count]:
         """Every app with how many snapshots it has, by name; from the index alone."""

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from weakref import WeakValueDictionary
 
-from snapstore.aio import uninterrupted
+from snapstore.aio import drop, uninterrupted
 from snapstore.engine.arguments import check_apps, check_duration, check_seconds
 from snapstore.engine.calls import Calls
 from snapstore.engine.limits import Limits
@@ -22,6 +22,7 @@ from snapstore.storage.s3.options import S3Options
 from snapstore.storage.urls import open_store
 
 _FASTEST = timedelta(seconds=1)
+_READS = 8
 
 
 class _Held(NamedTuple):
@@ -59,6 +60,9 @@ class OpenedStore:
         self._opened: _Held | None = None
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By id, the snapshots that are being changed."""
+        self._reading = asyncio.Semaphore(_READS)
+        """Held for each piece of a single file: these need not wait for whole snapshots, nor for another store."""
+        self._opening: asyncio.Task[None] | None = None
         self._turning = asyncio.Lock()
         """Held while it is opened or closed: one after the other."""
 
@@ -109,8 +113,24 @@ class OpenedStore:
         async with self._turning:
             if self._opened is not None:
                 raise InvalidInput("the store is open already")
-            await self._enter()
+            # In a task of its own, so that closing can end it; and it has tidied up before its caller is cancelled.
+            self._opening = asyncio.create_task(self._enter())
+            try:
+                await asyncio.shield(self._opening)
+            except asyncio.CancelledError:
+                caller = asyncio.current_task()
+                if self._opening.cancelled() and not (caller and caller.cancelling()):
+                    raise StoreClosed("the store was closed while it was being opened") from None
+                await self._take_back_opening(self._opening)
+                raise
+            finally:
+                self._opening = None
         return self
+
+    async def _take_back_opening(self, opening: "asyncio.Task[None]") -> None:
+        await drop([opening])
+        if self._opened is not None:  # it was open in that very instant
+            await uninterrupted(self._close_opened(self._opened, 0.0))
 
     async def _enter(self) -> None:
         if self._sync_every is not None:
@@ -118,6 +138,7 @@ class OpenedStore:
             if self._sync_every < _FASTEST:
                 raise InvalidInput(f"sync_every is {_FASTEST.total_seconds():g} s or more, not {self._sync_every}")
         self._limits.attach()
+        self._reading = asyncio.Semaphore(_READS)  # of this loop
         try:
             await self._limits.files.run(check_apps, self._apps)
             store = await self._open_store()
@@ -160,26 +181,39 @@ class OpenedStore:
         """Close index and store, and end the threads that no other store uses.
 
         Calls that are under way may end within ``grace`` seconds, and are cancelled then: they leave nothing behind,
-        and raise StoreClosed. Nothing of ours runs any more when this returns.
+        and raise StoreClosed. Nothing of ours runs any more when this returns. Where it is called twice, the shorter
+        time holds; cancelling it makes that none. An opening is ended at once.
         """
         check_seconds(grace, "grace")
-        await uninterrupted(self._close(grace))
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._opened is not None:
+            self._opened.calls.hasten(grace)
+        closing = asyncio.create_task(self._close(grace))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            if self._opened is not None:
+                self._opened.calls.hasten(0.0)
+            await uninterrupted(closing)
+            raise
 
     async def _close(self, grace: float) -> None:
         async with self._turning:  # a second one waits for the first, and both for an opening
-            if self._opened is None:
-                return
-            held = self._opened
-            await held.calls.close(grace)
-            self._opened = None
+            if self._opened is not None:
+                await self._close_opened(self._opened, grace)
+
+    async def _close_opened(self, held: _Held, grace: float) -> None:
+        await held.calls.close(grace)
+        self._opened = None
+        try:
+            await held.syncing.aclose()
+            await held.catalog.aclose()
+        finally:
             try:
-                await held.syncing.aclose()
-                await held.catalog.aclose()
+                await held.store.aclose()
             finally:
-                try:
-                    await held.store.aclose()
-                finally:
-                    self._limits.detach()
+                self._limits.detach()
 
     @property
     def url(self) -> str:

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 _BUSY = 0.5
 """Share of its time that an event loop works in, above which it is busy. Our own work takes a tenth at most."""
 _LOOK_SECONDS = 0.02
-_LONGEST_PAUSE = 1.0
+_LONGEST_WORK = 1.0
+"""Seconds; a frame takes a tenth of that. One that takes longer waits for a disk, and for that nobody else has to."""
 
 
 class Pace:
@@ -36,12 +37,21 @@ class Pace:
             yield
             return
         await self._slots.acquire()
-        began = time.monotonic()
+        loop, began = asyncio.get_running_loop(), time.monotonic()
+        held = True
+
+        def give() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._slots.release()
+
+        no_longer = loop.call_later(_LONGEST_WORK, give)
         try:
             yield
         finally:
-            pause = min((time.monotonic() - began) / self._threads, _LONGEST_PAUSE)
-            asyncio.get_running_loop().call_later(pause, self._slots.release)
+            no_longer.cancel()
+            loop.call_later((time.monotonic() - began) / self._threads, give)
 
     def _is_busy(self) -> bool:
         if not self._pauses:

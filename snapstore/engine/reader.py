@@ -39,19 +39,21 @@ _GAP = 1 << 20
 class ArchiveReader:
     """Reads one snapshot's archive, by its table of contents."""
 
-    def __init__(self, store: ObjectStore, limits: Limits, snapshot: Snapshot) -> None:
+    def __init__(self, store: ObjectStore, limits: Limits, snapshot: Snapshot, reading: asyncio.Semaphore) -> None:
+        """``reading`` is held while one piece of one file is fetched and checked, or a table of contents."""
         assert snapshot.key is not None
         assert snapshot.toc is not None
         self._store = store
         self._limits = limits
         self.snapshot = snapshot
         self._key = snapshot.key
+        self._reading = reading
         self._etag: str | None = None
         self._unpacking = asyncio.Semaphore(limits.threads + 1)
         """Held while a frame is in a thread, or the next one for it: what waits must not be in its queue yet."""
 
     async def members(self) -> AsyncGenerator[Member, None]:
-        async with self._limits.reading:
+        async with self._reading:
             contents = await self._contents()
         for frame in contents.frames:
             for member in await self._limits.compute.run(_members_of, frame):
@@ -59,14 +61,14 @@ class ArchiveReader:
 
     async def find(self, path: str) -> Found:
         """The file ``path``, or the one that it is a hard link to."""
-        async with self._limits.reading:
-            contents = await self._contents()
         # What is kept is of this file alone: who reads slowly does not hold a line for each member.
-        member, selection = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)
+        async with self._reading:
+            contents = await self._contents()
+            member, selection = await self._limits.compute.run(select.select_one, contents, path, self.snapshot.id)
         return Found(member, partial(self._content, member, selection))
 
     async def read(self, path: str, start: int, size: int | None) -> AsyncGenerator[bytes, None]:
-        """A file's content from ``start``, in pieces of up to 4 MiB."""
+        """A file's content from ``start``, in pieces of up to 256 KiB."""
         found = await self.find(path)
         async with aclosing(found.content(start, size)) as pieces:
             async for piece in pieces:
@@ -82,11 +84,12 @@ class ArchiveReader:
             (piece,) = wanted.pieces()
             if piece.position + piece.length <= start or piece.position >= end:
                 continue
-            async with self._limits.reading:
+            async with self._reading:
                 body = await self._fetch(wanted.frame.entry.offset, wanted.frame.entry.size)
-                content = await self._limits.compute.run(unpack.content, wanted, body, start, end)
+                pieces = await self._limits.compute.run(unpack.content, wanted, body, start, end)
             del body
-            yield content
+            while pieces:  # each is given away: of a frame, there is only what has not been asked for yet
+                yield pieces.popleft()
 
     async def restore(self, options: RestoreOptions, progress: ProgressCallback | None) -> RestoreReport:
         started = time.monotonic()

@@ -88,9 +88,8 @@ class _Salvage:
         place = await self._locate(archive)
         if place.size > _LARGEST:
             raise ArchiveDamaged(f"its table of contents has {place.size} bytes")
-        async with self._limits.reading:
-            body = await self._store.get(info.key, start=place.offset, size=place.size, if_match=info.etag)
-            found = await self._limits.compute.run(recover.recover, body.content)
+        body = await self._store.get(info.key, start=place.offset, size=place.size, if_match=info.etag)
+        found = await self._limits.compute.run(recover.recover, body.content)
         if found.end != place.offset:
             raise ArchiveDamaged("its table of contents does not follow its frames: some of it is lost")
         snapshot_id = keys.id_text(archive.id)

@@ -10,14 +10,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from snapstore import keys
-from snapstore.aio import ended, run_all
+from snapstore.aio import completed, run_all
 from snapstore.archive.attributes import Policy
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import LEVEL
 from snapstore.archive.restore import RestoreOptions
 from snapstore.engine import objects
 from snapstore.engine.arguments import app_folder, check_count, check_duration, strings
-from snapstore.engine.file import Found, SnapshotFile, check_part
+from snapstore.engine.calls import one_call
+from snapstore.engine.file import SnapshotFile, check_part
 from snapstore.engine.foreign import ForeignReader
 from snapstore.engine.listing import Listing
 from snapstore.engine.reader import ArchiveReader
@@ -29,6 +30,7 @@ from snapstore.errors import (
     SnapshotNotFound,
     UnsupportedFormat,
 )
+from snapstore.index.queries import Query
 from snapstore.model import (
     FORMAT,
     Caps,
@@ -106,26 +108,27 @@ class SnapStore(Listing):
 
         return await self._calls.run(reported("create", writer.write, **about), undo=undo)
 
+    @one_call
     async def file(self, snapshot_id: str, path: str) -> SnapshotFile:
         """The file ``path`` of a snapshot, to look at and to read; a hard link is followed.
 
         For whoever needs its size before its content, or several parts of it, as the archive's table of contents is
         asked for once. Raises MemberNotFound (also for what has no content), ArchiveError.
         """
-        reader = await self._reader(await self.get(snapshot_id))
-        async with self._explaining(reader.snapshot):
-            found = await self._calls.run(self._find(reader, path))
-        return SnapshotFile(
-            found.member, lambda start, size: self._each("read", reader, lambda _: found.content(start, size))
-        )
+        calls, reader = self._calls, await self._reader(await self.get(snapshot_id))
+        snapshot = reader.snapshot
+        async with self._explaining(snapshot):
+            with operation("file", snapshot.app, snapshot.id):
+                found = await reader.find(path)
 
-    async def _find(self, reader: Reader, path: str) -> Found:
-        with operation("file", reader.snapshot.app, reader.snapshot.id):
-            return await reader.find(path)
+        def content(start: int, size: int | None) -> AsyncGenerator[bytes, None]:
+            return calls.each(self._counted("read", snapshot, found.content(start, size)))
+
+        return SnapshotFile(found.member, content)
 
     def members(self, snapshot_id: str) -> AsyncGenerator[Member, None]:
         """What is in a snapshot, in the archive's order: files first, folders last. ArchiveError."""
-        return self._each("members", snapshot_id, lambda reader: reader.members())
+        return self._calls.each(self._given("members", snapshot_id, lambda reader: reader.members()))
 
     def read(
         self, snapshot_id: str, path: str, *, start: int = 0, size: int | None = None
@@ -136,21 +139,24 @@ class SnapStore(Listing):
         ArchiveError.
         """
         check_part(start, size)
-        return self._each("read", snapshot_id, lambda reader: reader.read(path, start, size))
+        return self._calls.each(self._given("read", snapshot_id, lambda reader: reader.read(path, start, size)))
 
-    async def _each(
-        self, name: str, source: str | Reader, items: Callable[[Reader], AsyncGenerator[T, None]]
+    async def _given(
+        self, name: str, snapshot_id: str, items: Callable[[Reader], AsyncGenerator[T, None]]
     ) -> AsyncGenerator[T, None]:
-        """What a reader gives of a snapshot (``source``: its id, or the reader itself), as one call and operation."""
-        reader = source if isinstance(source, Reader) else await self._reader(await self.get(source))
-        snapshot = reader.snapshot
-        async with (
-            self._explaining(snapshot),
-            aclosing(self._calls.each(counted(name, snapshot.app, snapshot.id, items(reader)))) as each,
-        ):
-            async for item in each:
+        """What a reader of the snapshot gives."""
+        reader = await self._reader(await self.get(snapshot_id))
+        async with aclosing(self._counted(name, reader.snapshot, items(reader))) as found:
+            async for item in found:
                 yield item
 
+    async def _counted(self, name: str, snapshot: Snapshot, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """``items`` as an operation, whose errors say which archive they are about."""
+        async with self._explaining(snapshot), aclosing(counted(name, snapshot.app, snapshot.id, items)) as found:
+            async for item in found:
+                yield item
+
+    @one_call
     async def restore(
         self,
         snapshot_id: str,
@@ -175,8 +181,8 @@ class SnapStore(Listing):
         (default: as root only). ``trusted`` allows devices, setuid and setgid bits and ``security.*`` attributes.
 
         When this raises, a target that was missing or empty is so again, one to replace is untouched, and in a merge
-        each file is the old or the new one; but a cancellation that comes while all is being put in its place is raised
-        when it stands there.
+        each file is the old or the new one; but a cancellation that comes when all is in its place already comes out as
+        well. Restores of one target come one after the other.
 
         Raises InvalidInput, MemberNotFound, Conflict and its kinds, TargetUnwritable, ArchiveError.
         """
@@ -200,7 +206,7 @@ class SnapStore(Listing):
         reader = await self._reader(snapshot)
         async with self._explaining(reader.snapshot):
             work = partial(reader.restore, options, progress)
-            return await self._calls.run(reported("restore", work, app=snapshot.app, snapshot_id=snapshot.id))
+            return await reported("restore", work, app=snapshot.app, snapshot_id=snapshot.id)
 
     async def _app_target(self, app: str) -> str:
         """An app's folder, which a restore makes where it is missing; but never the folder of all of them."""
@@ -211,17 +217,19 @@ class SnapStore(Listing):
             )
         return folder
 
+    @one_call
     async def download_url(self, snapshot_id: str, *, expires: timedelta = timedelta(hours=1)) -> str:
         """A link to the archive, a plain ``.tar.zst``. A folder store gives ``file:///…``, which does not expire.
 
         On S3, InvalidInput for less than a second or more than 7 days, and where readers need a key or have to pay.
         """
         check_duration(expires, "expires")
-        snapshot = await self._calls.run(self._with_key(await self.get(snapshot_id)))
+        snapshot = await self._with_key(await self.get(snapshot_id))
         assert snapshot.key is not None
         name = f"{_UNFIT_IN_NAMES.sub('_', snapshot.app)}-{snapshot.created_at:%Y%m%dT%H%M%SZ}.tar.zst"
-        return await self._calls.run(self._store.download_url(snapshot.key, expires=expires, filename=name))
+        return await self._store.download_url(snapshot.key, expires=expires, filename=name)
 
+    @one_call
     async def relabel(
         self,
         snapshot_id: str,
@@ -248,22 +256,24 @@ class SnapStore(Listing):
             return objects.changed_labels(labels, added, removed, others)
 
         work = partial(objects.relabel, self._store, self._catalog, snapshot, change)
-        return await self._calls.run(self._in_turn("relabel", snapshot, work))
+        return await self._in_turn("relabel", snapshot, work)
 
+    @one_call
     async def delete(self, snapshot_id: str) -> Snapshot:
         """Delete a snapshot, and return what it was.
 
         Where only its archive cannot be removed, this raises, but the snapshot is gone: `rebuild` names the archive.
         """
         snapshot = await self.get(snapshot_id)
-        await self._calls.run(self._delete(snapshot))
+        await self._delete(snapshot)
         return snapshot
 
+    @one_call
     async def delete_app(self, app: str) -> Sequence[Snapshot]:
         """Delete all snapshots of an app, and return them."""
-        snapshots = [snapshot async for snapshot in self.list(apps=[app])]
-        deletes = (self._delete(snapshot) for snapshot in snapshots)
-        await self._calls.run(run_all(deletes, at_once=_DELETES_AT_ONCE))
+        query = Query(tuple(strings([app], "apps")))
+        snapshots = [snapshot async for page in self._pages(query) for snapshot in page.snapshots]
+        await run_all((self._delete(snapshot) for snapshot in snapshots), at_once=_DELETES_AT_ONCE)
         return snapshots
 
     async def _delete(self, snapshot: Snapshot) -> None:
@@ -282,14 +292,15 @@ class SnapStore(Listing):
         """
         async with self._changing.setdefault(snapshot.id, asyncio.Lock()):
             with operation(name, snapshot.app, snapshot.id):
-                return await ended(change())
+                return await completed(change())
 
     async def _reader(self, snapshot: Snapshot) -> Reader:
         if snapshot.format > FORMAT:
             raise UnsupportedFormat(snapshot.id, snapshot.format, FORMAT)
-        snapshot = await self._calls.run(self._with_key(snapshot))
-        kind = ArchiveReader if snapshot.toc is not None else ForeignReader
-        return kind(self._store, self._limits, snapshot)
+        snapshot = await self._with_key(snapshot)
+        if snapshot.toc is None:
+            return ForeignReader(self._store, self._limits, snapshot)
+        return ArchiveReader(self._store, self._limits, snapshot, self._reading)
 
     @asynccontextmanager
     async def _explaining(self, snapshot: Snapshot) -> AsyncIterator[None]:
@@ -301,7 +312,7 @@ class SnapStore(Listing):
             error.key = error.key or snapshot.key
             raise
         except ObjectNotFound as error:
-            raise await self._calls.run(objects.without_archive(self._store, self._catalog, snapshot)) from error
+            raise await objects.without_archive(self._store, self._catalog, snapshot) from error
 
     async def _with_key(self, snapshot: Snapshot) -> Snapshot:
         return await objects.with_key(self._store, self._catalog, snapshot)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from snapstore import keys, metadata, operation
-from snapstore.aio import TIDY_SECONDS, Stopped, drop, ended, uninterrupted
+from snapstore.aio import Stopped, drop, ended, tidy_seconds, uninterrupted
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.pack import Buffers, Packer
 from snapstore.archive.source import Source
@@ -195,7 +195,7 @@ class SnapshotWriter:
         """
         left = "it may still be listed, whole"
         try:
-            async with asyncio.timeout(TIDY_SECONDS):
+            async with asyncio.timeout(tidy_seconds()):
                 if self._committing:
                     await self._store.delete(keys.metadata_key(self._id))
                 left = "its archive stays until it is removed by hand, and the next sync drops what the index has of it"

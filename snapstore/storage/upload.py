@@ -4,7 +4,7 @@ import asyncio
 import logging
 from types import TracebackType
 
-from snapstore.aio import TIDY_SECONDS, drop, ended, uninterrupted
+from snapstore.aio import drop, ended, tidy_seconds, uninterrupted
 from snapstore.errors import SnapstoreError
 from snapstore.objectstore import Chunks, ObjectInfo, ObjectStore, Part
 
@@ -75,8 +75,11 @@ class MultipartUpload:
         if self._upload_id is None:
             return
         try:
-            async with asyncio.timeout(TIDY_SECONDS):
+            async with asyncio.timeout(tidy_seconds()):
                 await self._store.abort_upload(self._key, self._upload_id)
         except (SnapstoreError, TimeoutError) as failure:
             # The error that brought us here matters more.
-            log.warning("could not abort the upload of %s, whose parts are still in the store: %s", self._key, failure)
+            reason = str(failure) or "the store does not answer"
+            log.warning(
+                "could not abort the upload of %s, whose parts may still be in the store: %s", self._key, reason
+            )
