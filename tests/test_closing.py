@@ -183,3 +183,22 @@ async def test_all_that_takes_a_call_back_is_waited_for_no_longer_than_one_step(
     assert second < 4.99
     assert aio.tidy_seconds() == 5.0, "outside of calls"
     assert (await calls.run(work()))[0] == 5.0, "and of another call"
+
+
+async def test_closing_waits_for_what_takes_back_a_call_whose_caller_was_cancelled_as_it_ended() -> None:
+    calls, undone = Calls(), []
+
+    async def work() -> None:
+        calling.cancel()
+
+    async def undo() -> None:
+        await asyncio.sleep(0.05)
+        undone.append(True)
+
+    calling = asyncio.create_task(calls.run(work(), undo=undo))
+    await settle()
+    assert not undone
+    await calls.close(0)
+    assert undone
+    with pytest.raises(asyncio.CancelledError):
+        await calling

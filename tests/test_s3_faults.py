@@ -299,6 +299,7 @@ async def test_a_server_that_ignores_what_was_asked(
     proxy.fault(ReplaceBetween(answer), "GetObject")
     with pytest.raises(StorageError, match=r"replaced|another one"):
         await way.read(bucket)
+    assert len(requests(proxy, "GetObject")) == 3, "nothing more is asked for once it shows"
 
 
 @pytest.mark.parametrize("status", [200, 206])
