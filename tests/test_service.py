@@ -105,7 +105,14 @@ class Service:
 
 @contextmanager
 def serving(
-    base: Path, *, url: str | None = None, workers: int = 1, loop: str = "auto", wait: int = 1, grace: float = 5.0
+    base: Path,
+    *,
+    url: str | None = None,
+    workers: int = 1,
+    loop: str = "auto",
+    wait: int = 1,
+    grace: float = 5.0,
+    queue: int = 100,
 ) -> Iterator[Service]:
     (base / "apps").mkdir(parents=True, exist_ok=True)
     (base / "probed.py").write_text(PROBED)
@@ -114,6 +121,7 @@ def serving(
         "SNAPSTORE_INDEX": str(base / "index.db"),
         "SNAPSTORE_APPS": str(base / "apps"),
         "SERVICE_GRACE": str(grace),
+        "SERVICE_MOST_WAITING": str(queue),
         "PYTHONPATH": f"{base}:{EXAMPLE}",
     }
     options = ["--workers", str(workers), "--timeout-graceful-shutdown", str(wait), "--log-level", "warning"]
@@ -268,6 +276,8 @@ async def test_a_file_comes_with_its_length_type_and_etag(
     assert response.headers["etag"] == f'"{made["id"]}"'
     again = await client.get(response.request.url, headers={"If-None-Match": response.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+    missing = await client.get(f"{response.request.url}x", headers={"If-None-Match": response.headers["etag"]})
+    assert missing.status_code == 404
     head = await client.head(response.request.url)
     compared = ("content-length", "content-type", "etag", "accept-ranges")
     assert [head.headers[name] for name in compared] == [response.headers[name] for name in compared]
@@ -324,13 +334,13 @@ async def test_ranges_are_answered_as_rfc_9110_has_it(
     ("method", "path", "body", "status", "error"),
     [
         ("POST", "/apps/missing/snapshots", {}, 404, "SourceNotFound"),
-        ("POST", "/apps/..%2F..%2Fetc/snapshots", {}, 404, None),
+        ("POST", "/apps/..%2F..%2Fetc/snapshots", {}, 404, "HTTPException"),
         ("POST", "/apps/_x/snapshots", {}, 422, "InvalidInput"),
         ("POST", "/apps/known/snapshots", {"labels": [":x"]}, 422, "InvalidInput"),
-        ("POST", "/apps/known/snapshots", {"folder": "/etc"}, 422, None),
+        ("POST", "/apps/known/snapshots", {"folder": "/etc"}, 422, "InvalidInput"),
         ("GET", "/snapshots?cursor=x", None, 422, "InvalidInput"),
         ("GET", "/snapshots?limit=0", None, 422, "InvalidInput"),
-        ("GET", "/snapshots?since=2026-01-01T00:00:00", None, 422, None),
+        ("GET", "/snapshots?since=2026-01-01T00:00:00", None, 422, "InvalidInput"),
         ("GET", "/snapshots/ffffffff", None, 404, "SnapshotNotFound"),
         ("GET", "/snapshots/0", None, 422, "AmbiguousId"),
         ("GET", "/snapshots/known@latest/files/missing", None, 404, "MemberNotFound"),
@@ -342,8 +352,12 @@ async def test_ranges_are_answered_as_rfc_9110_has_it(
         ("PATCH", "/snapshots/known@latest/labels", {"add": ["size:1"]}, 422, "InvalidInput"),
         ("POST", "/snapshots/known@latest/restore", {"app": ""}, 422, "InvalidInput"),
         ("DELETE", f"/snapshots/{uuid.UUID(int=1)}", None, 404, "SnapshotNotFound"),
-        ("DELETE", "/snapshots/ffffffff", None, 422, None),
-        ("DELETE", "/snapshots/known@latest", None, 422, None),
+        ("DELETE", "/snapshots/ffffffff", None, 422, "InvalidInput"),
+        ("DELETE", "/snapshots/known@latest", None, 422, "InvalidInput"),
+        ("GET", "/snapshots?labels=owner:42", None, 422, "InvalidInput"),
+        ("GET", "/snapshots/known@latest/files/no", None, 404, "MemberNotFound"),
+        ("GET", "/snapshots/no@latest/files", None, 404, "SnapshotNotFound"),
+        ("GET", "/none", None, 404, "HTTPException"),
     ],
 )
 async def test_errors_have_their_status(
@@ -353,7 +367,7 @@ async def test_errors_have_their_status(
     path: str,
     body: dict[str, Any] | None,
     status: int,
-    error: str | None,
+    error: str,
 ) -> None:
     if not (service.apps / "known").exists():
         (service.apps / "known" / "deep").mkdir(parents=True)
@@ -361,7 +375,37 @@ async def test_errors_have_their_status(
         await snapshot_of(client, "known")
     response = await client.request(method, path, json=body)
     assert response.status_code == status, response.text
-    assert error is None or response.json()["error"] == error
+    assert (response.json()["status"], response.json()["error"]) == (status, error)
+    assert response.json()["detail"]
+
+
+async def test_a_file_that_cannot_be_read_is_no_answer_that_breaks_off(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    made = await snapshot_of(client, service.make_app({"file": random.Random(SEED).randbytes(1000)}))
+    archive = service.base / "store" / made["key"]
+    content = bytearray(archive.read_bytes())
+    content[100:200] = bytes(100)
+    archive.write_bytes(content)
+    response = await client.get(f"/snapshots/{made['id']}/files/file")
+    assert (response.status_code, response.json()["error"]) == (500, "ArchiveDamaged")
+
+
+async def test_what_is_in_a_snapshot_is_listed(service: Service, client: httpx.AsyncClient) -> None:
+    app = service.make_app({"a/file": b"x", "ü": b""})
+    await snapshot_of(client, app)
+    response = await client.get(f"/snapshots/{app}@latest/files")
+    paths = {json.loads(line)["path"] for line in response.text.splitlines()}
+    assert {"a/file", "ü", "a", "."} <= paths
+
+
+async def test_a_queue_that_is_too_long_is_told(tmp_path: Path) -> None:
+    with serving(tmp_path, queue=0) as service:
+        app = service.make_app()
+        async with service.client() as client:
+            response = await client.post(f"/apps/{app}/snapshots", json={})
+            assert (response.status_code, response.headers["retry-after"]) == (503, "10")
+            assert response.json()["error"] == "HTTPException"
 
 
 async def test_snapshots_are_restored_relabelled_and_deleted(service: Service, client: httpx.AsyncClient) -> None:
@@ -388,6 +432,8 @@ async def test_an_archive_of_a_folder_store_is_streamed(service: Service, client
     assert (response.status_code, response.content) == (200, archive)
     assert response.headers["content-length"] == str(len(archive))
     assert f"{app}-{made['id']}.tar.zst" in response.headers["content-disposition"]
+    head = await client.head(response.request.url)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(archive)))
     part = await client.get(response.request.url, headers={"Range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, archive[10:20])
 

@@ -13,8 +13,9 @@ import mimetypes
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -22,8 +23,10 @@ from uuid import UUID
 
 import msgspec
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
-from pydantic import AwareDatetime, BaseModel
+from pydantic import AwareDatetime, BaseModel, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Receive, Scope, Send
 
 import snapstore as s
@@ -35,6 +38,8 @@ GRACE = float(os.environ.get("SERVICE_GRACE", 10))
 """Seconds that creates and restores get to end in when the service is stopped."""
 WORKERS = int(os.environ.get("WEB_CONCURRENCY", 1))
 """How many processes uvicorn starts, if it is told so by this variable and not by ``--workers``."""
+MOST_WAITING = int(os.environ.get("SERVICE_MOST_WAITING", 100))
+"""Creates and restores that wait for their turn, before clients are told to come back later."""
 SOON = 0.3
 """Seconds that an answer waits for errors which are found at once, so that they get a status and not an event."""
 HEARTBEAT = 15.0
@@ -54,6 +59,7 @@ STATUSES: tuple[tuple[type[s.SnapstoreError], int], ...] = (
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     store = await SnapStore.open(
         os.environ["SNAPSTORE_URL"],
         index=os.environ["SNAPSTORE_INDEX"],
@@ -94,26 +100,47 @@ def problem(error: BaseException) -> dict[str, Any]:
     """What a client is told of an error: all of its own mistakes, and nothing of ours, which name buckets and hosts."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
     ours = "this is our fault, and in our log" if status == 500 else "not now: try again later"
-    return {"status": status, "error": type(error).__name__, "detail": str(error) if status < 500 else ours}
+    told = {"status": status, "error": type(error).__name__, "detail": str(error) if status < 500 else ours}
+    return told | ({"retry_after": math.ceil(getattr(error, "retry_after", None) or 1)} if status == 503 else {})
 
 
 @app.exception_handler(s.SnapstoreError)
 async def failed(request: Request, error: s.SnapstoreError) -> Response:
     told = problem(error)
     if told["status"] >= 500:
-        trace = error if told["status"] == 500 else None
-        log.error("%s %s: %s", request.method, request.url.path, error, exc_info=trace)
-    headers = {"Retry-After": str(math.ceil(getattr(error, "retry_after", None) or 1))}
-    return answer(told, told["status"], headers if told["status"] == 503 else None)
+        log_failure(request, error)
+    return answer(told, told["status"], {"Retry-After": str(told["retry_after"])} if "retry_after" in told else None)
+
+
+@app.exception_handler(RequestValidationError)
+async def misunderstood(request: Request, error: RequestValidationError) -> Response:
+    detail = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    return answer({"status": 422, "error": "InvalidInput", "detail": detail}, 422)
+
+
+@app.exception_handler(StarletteHTTPException)
+async def refused(request: Request, error: StarletteHTTPException) -> Response:
+    told = {"status": error.status_code, "error": "HTTPException", "detail": error.detail}
+    return answer(told, error.status_code, dict(error.headers or {}))
+
+
+def log_failure(request: Request, error: BaseException) -> None:
+    trace = error if problem(error)["status"] == 500 else None
+    log.error("%s %s: %s", request.method, request.url.path, error, exc_info=trace)
 
 
 class Streamed(StreamingResponse):
     """Closes what it streams when it ends, which Starlette leaves to the garbage collector; then does ``at_end``."""
 
     def __init__(
-        self, pieces: AsyncGenerator[str | bytes, None], *, at_end: Callable[[], object] | None = None, **options: Any
+        self,
+        pieces: AsyncGenerator[str | bytes, None],
+        first: bytes = b"",
+        *,
+        at_end: Callable[[], object] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(pieces, **options)
+        super().__init__(chained(first, pieces) if first else pieces, **options)
         self._pieces, self._at_end = pieces, at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,6 +150,12 @@ class Streamed(StreamingResponse):
             if self._at_end:
                 self._at_end()
             await self._pieces.aclose()
+
+
+async def chained(first: bytes, rest: AsyncGenerator[str | bytes, None]) -> AsyncGenerator[str | bytes, None]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 # -- work that is followed -----------------------------------------------------------------------------------------
@@ -156,26 +189,25 @@ class Job:
             yield event("error", problem(error)) if error else event("done", self.task.result())
 
 
-def failed_later(task: asyncio.Task[Any]) -> None:
-    """Those who follow are told; nobody may have stayed."""
-    if not task.cancelled() and (error := task.exception()):
-        trace = error if problem(error)["status"] == 500 else None
-        log.warning("a create or a restore failed: %s", error, exc_info=trace)
-
-
 def event(name: str, value: Any) -> str:
     return f"event: {name}\ndata: {as_json(value)}\n\n"
 
 
-async def follow(request: Request, work: Work, if_client_leaves: IfClientLeaves) -> Response:
+async def follow(request: Request, store: SnapStore, work: Work, if_client_leaves: IfClientLeaves) -> Response:
+    if store.limits.waiting >= MOST_WAITING:
+        raise HTTPException(503, "too many wait already: try again later", {"Retry-After": "10"})
     job, jobs = Job(work), request.app.state.jobs
     jobs.add(job.task)
     job.task.add_done_callback(jobs.discard)
     await asyncio.wait([job.task], timeout=SOON)
-    if not job.task.done():
-        job.task.add_done_callback(failed_later)
-    elif not job.task.cancelled():
+    if job.task.done() and not job.task.cancelled():
         job.task.result()  # raises what went wrong
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            log_failure(request, error)  # nobody may have stayed to be told
+
+    job.task.add_done_callback(ended)
     at_end = job.task.cancel if if_client_leaves == "cancel" else None
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back until it has some
     return Streamed(job.events(), at_end=at_end, media_type="text/event-stream", headers=headers)
@@ -194,21 +226,23 @@ class NewSnapshot(BaseModel, extra="forbid"):
 @app.post("/apps/{name}/snapshots")
 async def create(request: Request, store: Store, name: str, asked: NewSnapshot) -> Response:
     options = asked.model_dump(exclude={"if_client_leaves"})
-    return await follow(request, lambda tell: store.create(name, **options, progress=tell), asked.if_client_leaves)
+    work = partial(store.create, name, **options)
+    return await follow(request, store, lambda tell: work(progress=tell), asked.if_client_leaves)
+
+
+class Asked(BaseModel, extra="forbid"):  # else a mistyped filter would list everything
+    apps: list[str] = Field([], alias="app")
+    labels: list[str] = Field([], alias="label")
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    limit: int = 50
+    cursor: str | None = None
 
 
 @app.get("/snapshots")
-async def listing(
-    store: Store,
-    app: Annotated[tuple[str, ...], Query()] = (),
-    label: Annotated[tuple[str, ...], Query()] = (),
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
-    limit: int = 50,
-    cursor: str | None = None,
-) -> Response:
+async def listing(store: Store, asked: Annotated[Asked, Query()]) -> Response:
     """Newest first; ``cursor`` of the answer, given back, asks for the next page, and is null on the last."""
-    return answer(await store.page(apps=app, labels=label, since=since, until=until, limit=limit, cursor=cursor))
+    return answer(await store.page(**asked.model_dump()))
 
 
 @app.get("/snapshots/{snapshot_id}")
@@ -227,9 +261,10 @@ async def file(request: Request, store: Store, snapshot_id: str, path: str) -> R
         "Content-Security-Policy": "sandbox",
         "X-Content-Type-Options": "nosniff",
     }
-    if etag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
     found = await store.file(snapshot.id, path)
+    known = request.headers.get("if-none-match", "")
+    if etag in known or known.strip() == "*":
+        return Response(status_code=304, headers=headers)
     size = found.member.size
     ranged = request.method == "GET" and request.headers.get("if-range", etag) == etag  # HEAD knows no ranges
     part = wanted_range(request.headers.get("range", "") if ranged else "", size)
@@ -242,12 +277,13 @@ async def file(request: Request, store: Store, snapshot_id: str, path: str) -> R
     if request.method == "HEAD":
         return Response(headers=headers, media_type=media_type)
     pieces = found.read(start=start, size=length)
-    return Streamed(pieces, status_code=206 if part else 200, headers=headers, media_type=media_type)
+    first = await anext(pieces, b"")  # what goes wrong here gets its status, instead of an answer that breaks off
+    return Streamed(pieces, first, status_code=206 if part else 200, headers=headers, media_type=media_type)
 
 
 def wanted_range(header: str, size: int) -> tuple[int, int] | None:
     """First byte and length of the one range asked for; None for all (RFC 9110, 14.2, lets us ignore several)."""
-    found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header)
+    found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header, re.IGNORECASE)
     first, last = found.groups() if found else ("", "")
     if not (first or last) or (first and last and int(first) > int(last)):
         return None
@@ -258,7 +294,21 @@ def wanted_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end - start
 
 
-@app.get("/snapshots/{snapshot_id}/archive")
+@app.get("/snapshots/{snapshot_id}/files")
+async def members(store: Store, snapshot_id: str) -> Response:
+    """What is in a snapshot, a line of JSON for each."""
+    found = store.members((await store.get(snapshot_id)).id)
+
+    async def lines() -> AsyncGenerator[str, None]:
+        async with aclosing(found):
+            async for member in found:
+                told = {"path": member.path, "type": member.type, "size": member.size, "mtime_ns": member.mtime}
+                yield as_json(told) + "\n"
+
+    return Streamed(lines(), media_type="application/x-ndjson")
+
+
+@app.api_route("/snapshots/{snapshot_id}/archive", methods=["GET", "HEAD"])
 async def archive(store: Store, snapshot_id: str) -> Response:
     """The whole snapshot as one `.tar.zst`: straight from the bucket, or through us from a folder."""
     snapshot = await store.get(snapshot_id)
@@ -286,9 +336,8 @@ class Restore(BaseModel, extra="forbid"):
 async def restore(request: Request, store: Store, snapshot_id: str, asked: Restore) -> Response:
     """Into the folder of its own application, or of another."""
     options = asked.model_dump(exclude={"if_client_leaves"})
-    return await follow(
-        request, lambda tell: store.restore(snapshot_id, **options, progress=tell), asked.if_client_leaves
-    )
+    work = partial(store.restore, snapshot_id, **options)
+    return await follow(request, store, lambda tell: work(progress=tell), asked.if_client_leaves)
 
 
 class Labels(BaseModel, extra="forbid"):
