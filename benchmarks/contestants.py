@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.processes import Failed, environment
 from benchmarks.race import Bench
 
-SNAPSTORE = "snapstore"
+SNAPSTORE = "snapstore, in process"
 COMMAND_LINE = "snapstore, command line"
 RCLONE = "tar | zstd | rclone rcat"
 RESTIC = "restic backup"

@@ -83,11 +83,21 @@ KINDS = {
 }
 
 
+def check(name: str) -> None:
+    """Failed where there is no such corpus, and no such folder."""
+    if not _is_folder(name):
+        _parse(name)
+
+
+def _is_folder(name: str) -> bool:
+    return ("/" in name or name == ".") and Path(name).is_dir()
+
+
 def prepare(name: str, cache: Path) -> Corpus:
     """The corpus of this name (or a folder of the user's), made if it is not there yet, checked, and warm."""
     folder = Path(name)
-    if ("/" in name or name == ".") and folder.is_dir():
-        return Corpus(name, folder.resolve(), _used(folder.resolve().name, folder))
+    if _is_folder(name):
+        return Corpus(name, folder.resolve(), _used(f"./{folder.resolve().name}", folder))
     kind, size = _parse(name)
     folder = cache / name.replace(":", "-")
     known = folder.with_suffix(".digest")

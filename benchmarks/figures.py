@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
+from benchmarks.processes import Failed
 from benchmarks.results import Run, Session
 
 Metric = Callable[[Run], float | None]
@@ -17,6 +18,7 @@ class Spread(NamedTuple):
     runs: int
 
 
+USUAL_STORE = "seaweedfs"
 FEWEST_ROUNDS = 3
 """From which anything is judged or compared."""
 
@@ -26,6 +28,7 @@ class Topic(NamedTuple):
 
     benchmark: str
     corpus: str
+    store: str
     contestants: Mapping[str, Sequence[Run]]
 
     @property
@@ -34,23 +37,27 @@ class Topic(NamedTuple):
 
 
 def title(topic: Topic) -> str:
-    return f"{topic.benchmark} of {topic.corpus}" if topic.corpus else topic.benchmark
+    corpus = f" of {topic.corpus}" if topic.corpus else ""
+    return f"{topic.benchmark}{corpus}" + ("" if topic.store == USUAL_STORE else f" ({topic.store})")
 
 
 def topics(runs: Iterable[Run], sessions: Mapping[str, Session]) -> list[Topic]:
-    """All of them; of one that was measured in several sessions, the latest."""
+    """All of them; of one that was measured in several sessions, the latest. Failed for runs of an unknown session."""
     order = {session: place for place, session in enumerate(sessions)}
-    grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    grouped: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        grouped[run.benchmark, run.corpus.name if run.corpus else ""].append(run)
+        if run.session not in sessions:
+            raise Failed(f"these results lack the line of session {run.session}: give the whole file")
+        corpus = run.corpus.name if run.corpus else ""
+        grouped[run.benchmark, corpus, sessions[run.session].store].append(run)
     found = []
-    for (benchmark, corpus), together in grouped.items():
+    for key, together in grouped.items():
         latest = max((run.session for run in together), key=order.__getitem__)
         contestants: dict[str, list[Run]] = defaultdict(list)
         for run in together:
             if run.session == latest:
                 contestants[run.contestant].append(run)
-        found.append(Topic(benchmark, corpus, contestants))
+        found.append(Topic(*key, contestants))
     return found
 
 
@@ -77,3 +84,8 @@ def ratios(topic: Topic, ours: str, theirs: str, metric: Metric = wall) -> Sprea
         if mine is not None and other:
             found.append(mine / other)
     return Spread(median(found), min(found), max(found), len(found)) if found else None
+
+
+def shown(value: float) -> str:
+    """As a table shows it."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"

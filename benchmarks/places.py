@@ -5,6 +5,7 @@ Every tool names the same place in its own way; all of these ways are here.
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -78,9 +79,16 @@ class Place:
         return client(*(self.environment.get(key) for key in keys))
 
 
+def check(store: str) -> None:
+    """Failed where it is none of those that `opened` knows."""
+    if store not in ("folder", "seaweedfs") and not re.fullmatch(r"s3://[^/]+.*", store):
+        raise Failed(f"{store!r} is no store: give folder, seaweedfs, or s3://bucket/prefix")
+
+
 @contextlib.contextmanager
 def opened(store: str, workplace: Path) -> Iterator[Place]:
     """The place that ``--store`` names: ``folder``, ``seaweedfs`` or ``s3://bucket/prefix``; its own traces go."""
+    check(store)
     own = f"run-{uuid.uuid4().hex[:12]}"
     if store == "folder":
         root = workplace / own
@@ -100,14 +108,12 @@ def opened(store: str, workplace: Path) -> Iterator[Place]:
                 yield place
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    elif store.startswith("s3://"):
+    else:
         place = Place("s3", f"{store.removeprefix('s3://').strip('/')}/{own}", _of_user(), None)
         try:
             yield place
         finally:
             place.remove("")
-    else:
-        raise Failed(f"{store!r} is no store: give folder, seaweedfs, or s3://bucket/prefix")
 
 
 def warm(s3: Any) -> None:

@@ -23,7 +23,7 @@ def month(topic: Topic) -> Mapping[str, tuple[float, float]]:
     found = {}
     for name, runs in topic.contestants.items():
         counted = [run.requests for run in runs if run.requests is not None]
-        if counted:
+        if any(counted):  # a repository in a folder asks for nothing
             requests = median(sum(each.values()) for each in counted)
             found[name] = requests, median(map(_dollars, counted)) * APPS * NIGHTS
     return found

@@ -20,6 +20,7 @@ import msgspec
 from benchmarks import corpora
 from benchmarks.clock import Inside
 from benchmarks.corpora import Corpus
+from benchmarks.figures import shown
 from benchmarks.peers import missing
 from benchmarks.places import Place
 from benchmarks.processes import Command, Done, measured
@@ -85,6 +86,8 @@ class Bench:
 
     def race(self, benchmark: str, corpus: Corpus | None, contestants: Sequence[Contestant]) -> None:
         racing = [contestant for contestant in contestants if self._may(contestant)]
+        if self.peers is not None and not any(contestant.peer for contestant in racing):
+            self.say(f"  nobody of {', '.join(sorted(self.peers))} takes part in {benchmark}")
         for number in range(1, self.repeat + 1):
             for contestant in racing if number % 2 else reversed(racing):
                 contestant.before(number)
@@ -119,9 +122,9 @@ class Bench:
     def keep(self, run: Run) -> None:
         self.measured.add(run.benchmark)
         self.results.add(run)
-        values = "".join(f"  {name} {value:,.3f}" for name, value in run.values.items())
-        peak = f"{run.peak / 2**20:6.0f} MiB" if run.peak else ""
-        self.say(f"  {run.benchmark} {run.round}: {run.contestant:34} {run.wall:9.4f} s {peak}{values}")
+        values = "".join(f"  {name} {shown(value)}" for name, value in run.values.items())
+        peak = f"  peak {run.peak / 2**20:.0f} MiB" if run.peak else ""
+        self.say(f"  {run.benchmark} {run.round}: {run.contestant:34} {run.wall:9.4f} s{peak}{values}")
 
     def scratch(self, name: str) -> Path:
         """An empty folder in the workplace."""

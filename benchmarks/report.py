@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import prices
 from benchmarks.contestants import SNAPSTORE
-from benchmarks.figures import Metric, Spread, Topic, peak, ratios, spread, title, topics
+from benchmarks.figures import Metric, Spread, Topic, peak, ratios, shown, spread, title, topics
 from benchmarks.judged import Verdict, verdicts
 from benchmarks.results import Run, Session, read
 
@@ -19,7 +19,7 @@ def write(sources: Sequence[Path], to: Path) -> list[Path]:
     sessions, runs = read(sources)
     measured = topics(runs, sessions)
     drawn = _drawn(measured, to)
-    text = "\n".join(_report(sessions, measured, drawn)) + "\n"
+    text = "\n".join(_report(sessions, runs, measured, drawn)) + "\n"
     page = to / "report.md"
     page.write_text(text)
     return [page, *drawn.values()]
@@ -42,10 +42,17 @@ def judged_table(sources: Sequence[Path]) -> str:
     return "\n".join([*_judged(found), "", *(_about(session) for session in sessions.values() if session.id in used)])
 
 
-def _report(sessions: Mapping[str, Session], measured: Sequence[Topic], drawn: Mapping[str, Path]) -> Iterator[str]:
+def _report(
+    sessions: Mapping[str, Session], runs: Sequence[Run], measured: Sequence[Topic], drawn: Mapping[str, Path]
+) -> Iterator[str]:
     yield "# Measurements\n"
     yield from (_about(session) for session in sessions.values())
-    yield "\nRatios are of runs of one round, which followed each other. Spreads are from least to most.\n"
+    yield (
+        "\nRatios are of runs of one round, which followed each other. Spreads are from least to most. What is"
+        " “in process”, and `tarfile` and the older system's way as well, is a call in a process that was warm already;"
+        " all else is a whole process from start to end (docs/benchmarks.md).\n"
+    )
+    yield from _left_out(measured, runs, sessions)
     if found := verdicts(measured):
         yield "## How it is judged\n"
         yield from _judged(found)
@@ -59,6 +66,14 @@ def _report(sessions: Mapping[str, Session], measured: Sequence[Topic], drawn: M
             yield f"\n![{title(topic)}]({chart.name})"
         if topic.benchmark == "cost":
             yield from _cost(topic)
+
+
+def _left_out(measured: Sequence[Topic], runs: Sequence[Run], sessions: Mapping[str, Session]) -> Iterator[str]:
+    """Ratios are of one session, so a later one takes an earlier one's place, though it may have measured less."""
+    shown = {(topic.benchmark, name) for topic in measured for name in topic.contestants}
+    if gone := sorted({(run.benchmark, run.contestant) for run in runs} - shown):
+        names = "; ".join(f"{benchmark}: {contestant}" for benchmark, contestant in gone)
+        yield f"Left out, as a later session measured the benchmark without them: {names}.\n"
 
 
 def _judged(found: Sequence[Verdict]) -> Iterator[str]:
@@ -91,11 +106,11 @@ def _about(session: Session) -> str:
 
 def _topic(topic: Topic) -> Iterator[str]:
     names = sorted({name for run in topic.runs for name in run.values})
-    shown = [field for field in _ROWS if any(getattr(run, field) is not None for run in topic.runs)]
+    fields = [field for field in _ROWS if any(getattr(run, field) is not None for run in topic.runs)]
     asked = any(run.requests is not None for run in topic.runs)
     against = SNAPSTORE in topic.contestants and len(topic.contestants) > 1
     titles = ["contestant", "runs", "wall", "spread"] + ["snapstore ÷ it"] * against
-    titles += [field.replace("_", " ") for field in shown] + ["requests"] * asked + [_cell(name) for name in names]
+    titles += [field.replace("_", " ") for field in fields] + ["requests"] * asked + [_cell(name) for name in names]
     yield f"| {' | '.join(titles)} |"
     yield "|---" * len(titles) + "|"
     for name, runs in topic.contestants.items():
@@ -106,16 +121,17 @@ def _topic(topic: Topic) -> Iterator[str]:
             ratio = ratios(topic, SNAPSTORE, name)
             cells.append(_ratio(ratio.median) if ratio else "")
         cells += [
-            _shown(spread(runs, _field(field)), _seconds if field in ("user", "system") else _bytes) for field in shown
+            _shown(spread(runs, _field(field)), _seconds if field in ("user", "system") else _bytes) for field in fields
         ]
         if asked:
             cells.append(_requests(runs))
-        cells += [_shown(spread(runs, _value(value)), lambda number: f"{number:,.3g}") for value in names]
+        cells += [_shown(spread(runs, _value(value)), shown) for value in names]
         yield f"| {' | '.join(cells)} |"
 
 
 def _cost(topic: Topic) -> Iterator[str]:
-    yield f"\nA month of {prices.APPS:,} apps, each night one snapshot of this. {prices.PRICES}.\n"
+    yield f"\nA month of {prices.APPS:,} apps, each night one snapshot of this. {prices.PRICES}. Neither storage"
+    yield "and traffic nor what a tool does besides (listings, locks, prunes) is in it.\n"
     yield "| contestant | requests a snapshot | dollars a month |"
     yield "|---|---|---|"
     for name, (requests, dollars) in prices.month(topic).items():

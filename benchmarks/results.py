@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.processes import Failed
+
 
 class Machine(msgspec.Struct, frozen=True):
     cpu: str
@@ -92,7 +94,7 @@ class Results:
 
 
 def read(paths: Iterable[Path]) -> tuple[dict[str, Session], list[Run]]:
-    """All sessions by their ids, and all runs that may be used, of these files."""
+    """All sessions by their ids, and all runs that may be used, of these files. Failed."""
     sessions: dict[str, Session] = {}
     runs: list[Run] = []
     withdrawn: set[tuple[str, str]] = set()
@@ -110,6 +112,17 @@ def read(paths: Iterable[Path]) -> tuple[dict[str, Session], list[Run]]:
 def _lines(paths: Iterable[Path]) -> Iterator[Line]:
     decoder = msgspec.json.Decoder(Line)
     for path in paths:
-        for text in path.read_bytes().splitlines():
-            if text.strip():
+        for number, text in enumerate(_content(path).splitlines(keepends=True), 1):
+            if not text.strip() or not text.endswith(b"\n"):
+                continue  # whoever wrote the last one was stopped
+            try:
                 yield decoder.decode(text)
+            except msgspec.DecodeError as error:
+                raise Failed(f"{path}, line {number}: {error}") from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Failed(f"cannot read results: {error}") from error

@@ -43,6 +43,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[str]:
     )
     results.add(session)
     say(f"{session.machine.cpu}, {session.machine.cores} cores; load {session.load:.2f}; {plan.store}")
+    if session.load > session.machine.cores / 2:
+        say("  this machine is busy with something else: believe no number of this session")
     say("  ".join(f"{name} {version}" for name, version in session.versions.items()))
     with (
         tempfile.TemporaryDirectory(dir=plan.workplace, prefix="work-") as work,
@@ -72,6 +74,9 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[str]:
                         failed.append(name)
                         bench.withdraw()
                         say(f"  {name} failed, and nothing that it measured is used: {failure}")
+                    except BaseException:
+                        bench.withdraw()  # ratios of half a measurement
+                        raise
     say(f"added to {plan.out}")
     return failed
 

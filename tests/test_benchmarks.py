@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from benchmarks import comparison, corpora, figures, judged, machine, readme, report, running
+from benchmarks.contestants import SNAPSTORE
 from benchmarks.fleet import FleetStore
 from benchmarks.places import Place
 from benchmarks.processes import Command, Failed, measured, pipeline
@@ -36,9 +37,9 @@ def made(contestant: str, number: int, wall: float) -> Run:
 def a_topic(ours: Sequence[float], theirs: Sequence[float]) -> figures.Topic:
     contestants = {
         name: [made(name, number, wall) for number, wall in enumerate(walls)]
-        for name, walls in {"snapstore": ours, _TAR: theirs}.items()
+        for name, walls in {SNAPSTORE: ours, _TAR: theirs}.items()
     }
-    return figures.Topic("create-null", "small-files", contestants)
+    return figures.Topic("create-null", "small-files", "folder", contestants)
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_what_a_benchmark_measured_before_a_wrong_result_is_not_used(
 
 def test_a_ratio_is_taken_within_a_round() -> None:
     # The machine became twice as slow in the second round, for both alike.
-    ratio = figures.ratios(a_topic([1.0, 2.0, 1.0], [2.0, 4.0, 2.0]), "snapstore", _TAR)
+    ratio = figures.ratios(a_topic([1.0, 2.0, 1.0], [2.0, 4.0, 2.0]), SNAPSTORE, _TAR)
     assert ratio == figures.Spread(0.5, 0.5, 0.5, 3)
 
 
@@ -193,10 +194,44 @@ def test_a_small_corpus_is_not_judged() -> None:
 
 
 def test_of_several_sessions_the_latest_counts() -> None:
-    runs = [made("snapstore", 1, 1.0), msgspec.structs.replace(made("snapstore", 1, 2.0), session="later")]
+    runs = [made(SNAPSTORE, 1, 1.0), msgspec.structs.replace(made(SNAPSTORE, 1, 2.0), session="later")]
     sessions = {name: Session(name, "", machine.machine(), {}, "folder", 0.0) for name in ("session", "later")}
     [topic] = figures.topics(runs, sessions)
     assert [run.wall for run in topic.runs] == [2.0]
+
+
+def test_a_line_that_was_cut_off_is_no_run_and_rubbish_is_told(results: Path) -> None:
+    content = results.read_bytes()
+    _, runs = read([results])
+    results.write_bytes(content[:-20])
+    assert len(read([results])[1]) == len(runs) - 1
+    results.write_bytes(content + b"rubbish\n")
+    with pytest.raises(Failed, match=f"line {len(runs) + 2}"):
+        read([results])
+    results.write_bytes(content.partition(b"\n")[2])
+    with pytest.raises(Failed, match="lack the line of session"):
+        report.judged_table([results])
+
+
+def test_what_differs_between_two_files_besides_time_is_told(results: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    lines = results.read_text().replace('"folder"', '"seaweedfs"').splitlines(keepends=True)
+    other.write_text("".join(lines[:-1]).replace("create-null", "create"))
+    told = comparison.differences(results, other)
+    assert "store: folder → seaweedfs" in told
+    assert f"only in {results}: create-null, {SNAPSTORE}" in told
+    assert comparison.differences(results, results) == []
+
+
+def test_a_later_session_that_measured_less_is_told(results: Path, tmp_path: Path) -> None:
+    later = Session("later", "2026-02-01T00:00:00+00:00", machine.machine(), {}, "folder", 0.5)
+    Results(results).add(later)
+    Results(results).add(msgspec.structs.replace(made(SNAPSTORE, 1, 1.0), session="later"))
+    report.write([results], tmp_path / "report")
+    assert (
+        f"Left out, as a later session measured the benchmark without them: create-null: {_TAR}"
+        in (tmp_path / "report" / "report.md").read_text()
+    )
 
 
 def test_the_readme_holds_the_table(tmp_path: Path, results: Path) -> None:

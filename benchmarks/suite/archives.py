@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks.contestants import CAT, COMMAND_LINE, RCLONE, RESTIC, RESTIC_RESTORE, SNAPSTORE
 from benchmarks.corpora import KINDS, Corpus, walk
 from benchmarks.packing import creating, to_nowhere, uncompressed
+from benchmarks.processes import Failed
 from benchmarks.race import Bench
 from benchmarks.restoring import Stored
 
@@ -54,7 +55,9 @@ def restore_folder(bench: Bench) -> None:
     corpus = _mixed(bench)
     stored = Stored(bench, corpus)
     folders = [path for path, _ in walk(corpus.folder) if path.is_dir()]
-    chosen = folders[len(folders) // 2] if folders else corpus.folder
+    if not folders:
+        raise Failed(f"{corpus.folder} has no folder in it: choose another corpus")
+    chosen = folders[len(folders) // 2]
     bench.race("restore-folder", corpus, stored.restoring((str(chosen.relative_to(corpus.folder)),)))
     stored.remove()
 
@@ -77,6 +80,8 @@ def _restore_file(bench: Bench, names: Iterable[str] | None) -> None:
 def _small_file(folder: Path) -> Path:
     """The small file that stands in the middle of them all."""
     files = [path for path, status in walk(folder) if path.is_file() and 0 < status.st_size <= _SMALL_FILE]
+    if not files:
+        raise Failed(f"{folder} has no file of at most {_SMALL_FILE >> 10} KiB: choose another corpus")
     return files[len(files) // 2].relative_to(folder)
 
 
