@@ -85,6 +85,7 @@ class OperationReport(msgspec.Struct, frozen=True, kw_only=True):
     """What every report but a snapshot's own begins with."""
 
     seconds: float = 0.0
+    """From the call to its end, what it waited for among them."""
     requests: int = 0
     """Sent over a network, repetitions included, where that was counted."""
     retries: int = 0

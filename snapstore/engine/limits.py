@@ -57,6 +57,10 @@ class Limits:
         self._files: Workers | None = None
         self._parsers: Workers | None = None
 
+    def __repr__(self) -> str:
+        fields = ("memory", "threads", "operations", "connections")
+        return f"Limits({', '.join(f'{name}={getattr(self, name)}' for name in fields)}, nice={self._nice})"
+
     @property
     def running(self) -> int:
         """How many snapshots and restores are under way."""
