@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from shlex import quote
 
 from benchmarks.processes import Failed, environment
 from benchmarks.race import Bench
@@ -20,6 +21,15 @@ BORG_EXTRACT = "borg extract (a folder)"
 
 PROGRAM = str(Path(sys.executable).parent / "snapstore")
 """Our command line."""
+
+
+RESTIC_BACKUP = ["restic", "backup", "-q", "."]
+BORG_CREATE = ["borg", "create", "-C", "zstd,3"]
+
+
+def packed(folder: Path) -> tuple[str, str]:
+    """The programs of a pipe that an archive of ``folder`` comes out of."""
+    return f"tar -cf - -C {quote(str(folder))} .", "zstd -3 -T0 -q"
 
 
 def restic_environment(bench: Bench, name: str) -> dict[str, str]:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable
 from shlex import quote
 
 from benchmarks.contestants import (
+    BORG_CREATE,
     COMMAND_LINE,
     PROGRAM,
     RCLONE,
     RESTIC,
+    RESTIC_BACKUP,
     SNAPSTORE,
     TO_NOWHERE,
     borg_environment,
     done,
+    packed,
     restic_environment,
 )
 from benchmarks.corpora import Corpus
@@ -25,33 +28,40 @@ from benchmarks.race import Bench, Contestant
 
 def creating(bench: Bench, corpus: Corpus, names: Iterable[str] | None = None) -> list[Contestant]:
     """Those that make a snapshot in the store, or only the named ones."""
-    place, folder = bench.place, quote(str(corpus.folder))
-    packed = (f"tar -cf - -C {folder} .", "zstd -3 -T0 -q")
-    scratch = bench.workplace
+    place, scratch = bench.place, bench.workplace
 
     def ours(number: int) -> Command:
         return bench.worker("create", folder=str(corpus.folder), url=place.url(f"ours-{number}"))
 
+    def where(number: int) -> list[str]:
+        return ["--url", place.url(f"cli-{number}"), "--index", str(scratch / "cli" / "index.db")]
+
     def command_line(number: int) -> Command:
-        options = ["--url", place.url(f"cli-{number}"), "--index", str(bench.scratch("cli") / "index.db")]
-        return Command([PROGRAM, "create", "app", str(corpus.folder), *options], place.environment)
+        return Command([PROGRAM, "create", "app", str(corpus.folder), *where(number)], place.environment)
+
+    def with_index(number: int) -> None:
+        """As restic is given a repository: the first command on a bucket makes its index, an empty one here."""
+        bench.scratch("cli")
+        if place.is_bucket:
+            done([PROGRAM, "list", *where(number)], place.environment)
 
     def rclone(number: int) -> Command:
         return Command(
-            pipeline(*packed, f"rclone rcat {quote(place.rclone(f'rclone-{number}/archive'))}"), place.environment
+            pipeline(*packed(corpus.folder), f"rclone rcat {quote(place.rclone(f'rclone-{number}/archive'))}"),
+            place.environment,
         )
 
     def aws(number: int) -> Command:
         return Command(
-            pipeline(*packed, f"aws s3 cp --only-show-errors - {place.url(f'aws-{number}/archive')}"),
+            pipeline(*packed(corpus.folder), f"aws s3 cp --only-show-errors - {place.url(f'aws-{number}/archive')}"),
             place.environment,
         )
 
     def restic(number: int) -> Command:
-        return Command(["restic", "backup", "-q", "."], restic_environment(bench, f"restic-{number}"), corpus.folder)
+        return Command(RESTIC_BACKUP, restic_environment(bench, f"restic-{number}"), corpus.folder)
 
     def borg(number: int) -> Command:
-        argv = ["borg", "create", "-C", "zstd,3", f"{scratch}/borg-{number}::archive", "."]
+        argv = [*BORG_CREATE, f"{scratch}/borg-{number}::archive", "."]
         return Command(argv, borg_environment(bench), corpus.folder)
 
     def borg_init(number: int) -> None:
@@ -67,7 +77,7 @@ def creating(bench: Bench, corpus: Corpus, names: Iterable[str] | None = None) -
 
     everyone = [
         Contestant(SNAPSTORE, ours, after=removed("ours")),
-        Contestant(COMMAND_LINE, command_line, after=removed("cli")),
+        Contestant(COMMAND_LINE, command_line, before=with_index, after=removed("cli")),
         Contestant(RCLONE, rclone, "rclone", ("tar", "zstd", "rclone"), after=removed("rclone")),
         Contestant("tar | zstd | aws s3 cp -", aws, "aws", ("tar", "zstd", "aws"), True, after=removed("aws")),
         Contestant(
@@ -108,10 +118,10 @@ def creating(bench: Bench, corpus: Corpus, names: Iterable[str] | None = None) -
 
 def to_nowhere(bench: Bench, corpus: Corpus) -> list[Contestant]:
     """Making an archive that nobody keeps."""
-    tar = pipeline(f"tar -cf - -C {quote(str(corpus.folder))} .", "zstd -3 -T0 -q > /dev/null")
+    tar, zstd = packed(corpus.folder)
     return [
         Contestant(SNAPSTORE, lambda _: bench.worker("create", folder=str(corpus.folder))),
-        Contestant(TO_NOWHERE, lambda _: Command(tar), "tar", ("tar", "zstd")),
+        Contestant(TO_NOWHERE, lambda _: Command(pipeline(tar, f"{zstd} > /dev/null")), "tar", ("tar", "zstd")),
     ]
 
 
@@ -121,9 +131,8 @@ def uncompressed(bench: Bench, corpus: Corpus) -> list[Contestant]:
 
     def rclone(number: int) -> Command:
         to = quote(bench.place.rclone(f"plain-{number}/archive"))
-        return Command(
-            pipeline(f"tar -cf - -C {quote(str(corpus.folder))} .", f"rclone rcat {to}"), bench.place.environment
-        )
+        tar, _ = packed(corpus.folder)
+        return Command(pipeline(tar, f"rclone rcat {to}"), bench.place.environment)
 
     removed: Callable[[int], None] = lambda number: bench.place.remove(f"plain-{number}")  # noqa: E731
     return [ours, Contestant("tar | rclone rcat", rclone, "rclone", ("tar", "rclone"), after=removed)]

@@ -7,20 +7,26 @@ from shlex import quote
 
 from benchmarks import corpora
 from benchmarks.contestants import (
+    BORG_CREATE,
     BORG_EXTRACT,
     CAT,
     COMMAND_LINE,
     PROGRAM,
+    RESTIC_BACKUP,
     RESTIC_DUMP,
     RESTIC_RESTORE,
     SNAPSTORE,
     borg_environment,
     done,
+    packed,
     restic_environment,
 )
 from benchmarks.corpora import Corpus
-from benchmarks.processes import Command, Failed, environment, pipeline
+from benchmarks.peers import missing
+from benchmarks.processes import Command, Failed, pipeline
 from benchmarks.race import Bench, Contestant
+
+_PIPE = ("rclone", "tar", "zstd")
 
 
 class Stored:
@@ -36,25 +42,22 @@ class Stored:
             "create", folder=str(corpus.folder), url=place.url("stored-ours"), index=self._index, warm=False
         )
         done(worker.argv, worker.environment, worker.folder)
-        folder = quote(str(corpus.folder))
-        if self._wants("rclone", CAT):
-            packed = f"tar -cf - -C {folder} .", "zstd -3 -T0 -q"
+        if self._wants(CAT, "rclone", _PIPE):
             to = quote(place.rclone("stored-rclone/archive"))
-            done(pipeline(*packed, f"rclone rcat {to}"), place.environment)
-        if self._wants("restic", RESTIC_RESTORE):
+            done(pipeline(*packed(corpus.folder), f"rclone rcat {to}"), place.environment)
+        if self._wants(RESTIC_RESTORE, "restic", ("restic",)):
             restic = restic_environment(bench, "stored-restic")
             done(["restic", "init"], restic)
-            done(["restic", "backup", "-q", "."], restic, corpus.folder)
-        if self._wants("borg", BORG_EXTRACT):
+            done(RESTIC_BACKUP, restic, corpus.folder)
+        if self._wants(BORG_EXTRACT, "borg", ("borg",)):
             done(["borg", "init", "-e", "none", f"{bench.workplace}/borg-stored"], borg_environment(bench))
             archive = f"{bench.workplace}/borg-stored::archive"
-            done(["borg", "create", "-C", "zstd,3", archive, "."], borg_environment(bench), corpus.folder)
+            done([*BORG_CREATE, archive, "."], borg_environment(bench), corpus.folder)
 
-    def _wants(self, program: str, name: str) -> bool:
-        """Whether that peer is here and takes part."""
-        asked = self._bench.peers is None or program in self._bench.peers
-        found = shutil.which(program, path=environment({})["PATH"]) is not None
-        return asked and found and (self._names is None or name in self._names)
+    def _wants(self, name: str, peer: str, needs: tuple[str, ...]) -> bool:
+        """Whether that contestant takes part: asked for, and all here that it needs."""
+        asked = self._bench.asks_for(peer) and (self._names is None or name in self._names)
+        return asked and not missing(needs)
 
     def restoring(self, paths: tuple[str, ...] = ()) -> list[Contestant]:
         """Those that restore all of it, or these files and folders, to memory."""
@@ -96,7 +99,7 @@ class Stored:
                 CAT,
                 cat,
                 "rclone",
-                ("rclone", "tar", "zstd"),
+                _PIPE,
                 before=lambda number: target("rclone")(number).mkdir(),
                 after=self._checked(target("rclone"), paths),
             ),
@@ -138,7 +141,7 @@ class Stored:
                 after=same,
             ),
             Contestant(COMMAND_LINE, lambda _: Command(command_line, place.environment), after=same),
-            Contestant(CAT, lambda _: Command(cat, place.environment), "rclone", ("rclone", "tar", "zstd"), after=same),
+            Contestant(CAT, lambda _: Command(cat, place.environment), "rclone", _PIPE, after=same),
             Contestant(
                 RESTIC_DUMP,
                 lambda _: Command(restic, restic_environment(bench, "stored-restic")),
