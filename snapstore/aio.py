@@ -80,6 +80,16 @@ class Workers:
                 await _settled(future)
             raise
 
+    async def finish(self, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """`run` for what tidies up: done whatever happens meanwhile, and a cancellation comes out afterwards."""
+        context = contextvars.copy_context()
+        future = asyncio.wrap_future(self._pool.submit(lambda: context.run(job, *args, **kwargs)))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await _settled(future)
+            raise
+
     async def run_stoppable(
         self, stop: threading.Event, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterator
 from typing import Any, NamedTuple
 
-from snapstore.aio import drop, uninterrupted
+from snapstore.aio import drop
 from snapstore.archive import frames, toc
 from snapstore.archive.frames import FRAME, RawFrame, SealedFrame
 from snapstore.archive.pack import Packer
@@ -86,7 +86,7 @@ class Pipeline:
                     await self._walk_until(self._pass_on(sealing, connecting))
         finally:
             await drop(sealing)
-            await uninterrupted(self._limits.files.run(raw_frames.close))
+            await self._limits.files.finish(raw_frames.close)
 
     def _seal(self, raw: RawFrame) -> tuple[SealedFrame, bytes]:
         sealed = frames.seal(raw, self._level)

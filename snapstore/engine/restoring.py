@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from snapstore.aio import uninterrupted
 from snapstore.archive.restore import Restoration, RestoreOptions
 from snapstore.archive.target import InUse
 from snapstore.engine.limits import Limits
@@ -33,10 +32,10 @@ async def restoring(limits: Limits, options: RestoreOptions, memory: int) -> Asy
                 await run(restoration.publish)
             except BaseException:
                 # Cancelled while it appeared: the thread has ended that by now, and it is taken back.
-                await uninterrupted(run(restoration.revert))
+                await limits.files.finish(restoration.revert)
                 raise
     finally:
-        await uninterrupted(run(restoration.close))
+        await limits.files.finish(restoration.close)
 
 
 async def _patiently(limits: Limits, step: Callable[[], None], target: str) -> None:

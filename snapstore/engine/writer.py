@@ -85,7 +85,7 @@ class SnapshotWriter:
                     snapshot, packer = await self._upload(walk, connecting)
                 finally:
                     await drop([connecting])
-                    await uninterrupted(self._limits.files.run(self._close))
+                    await self._limits.files.finish(self._close)
             await self._commit(snapshot)
         except BaseException:
             await uninterrupted(self.undo())
