@@ -50,10 +50,11 @@ def apply(descriptor: int, path: str, header: Header, policy: Policy, notes: Not
     """Set all metadata of a file or a folder through its descriptor."""
     if policy.owner:
         os.chown(descriptor, header.uid, header.gid)
-    early = [(name, value) for name, value in header.xattrs if name.startswith(b"user.")]
-    _set_xattrs(descriptor, path, early, policy, notes)
+    if header.xattrs:
+        early = [(name, value) for name, value in header.xattrs if name.startswith(b"user.")]
+        _set_xattrs(descriptor, path, early, policy, notes)
     os.chmod(descriptor, _mode(header, path, policy, notes))
-    if len(early) < len(header.xattrs):
+    if header.xattrs:
         late = [(name, value) for name, value in header.xattrs if not name.startswith(b"user.")]
         _set_xattrs(descriptor, path, late, policy, notes)
     os.utime(descriptor, ns=(header.mtime, header.mtime))

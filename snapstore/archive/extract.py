@@ -37,7 +37,6 @@ class Place(NamedTuple):
 
     path: str
     descriptor: int
-    name: bytes
     temporary: bytes | None
     """Its name until it is whole, where something else may stand in its place."""
 
@@ -71,8 +70,19 @@ class TreeWriter:
         """A regular file whose whole content is ``raw[start:start + header.size]``."""
         path = self._admit(header)
         try:  # a context manager for each of these steps would take a tenth of the time of a small file
-            place = self._begin(path)
-            self._finish(place, header, _write(place.descriptor, raw, start, header.size, 0))
+            descriptor, temporary = self._create(path)
+            try:
+                if _write(descriptor, raw, start, header.size, 0) != header.size:
+                    os.truncate(descriptor, header.size)
+                attributes.apply(descriptor, path, header, self._policy, self.notes)
+                if temporary:
+                    self._name(path, temporary)
+            except BaseException:
+                if temporary:
+                    self._remove(path, temporary)
+                raise
+            finally:
+                os.close(descriptor)
         except (OSError, OverflowError, ValueError) as error:
             raise self._failure(path, error) from error
 
@@ -80,7 +90,9 @@ class TreeWriter:
         """Make room for a regular file. UnsafeMember where its name is refused."""
         path = self._admit(header)
         with self._failures(path):
-            return self._begin(path)
+            place = Place(path, *self._create(path))
+            self._places.add(place)
+            return place
 
     def write_content(self, place: Place, raw: bytes, start: int, length: int, position: int) -> None:
         """Bytes of a file, in any order; blocks of zeros are left out, and become holes."""
@@ -90,36 +102,32 @@ class TreeWriter:
     def finish_file(self, place: Place, header: Header) -> None:
         """Give a file its size and metadata, and its name where it has another one so far."""
         with self._failures(place.path):
-            self._finish(place, header, 0)
-
-    def _begin(self, path: str) -> Place:
-        name = last_of(path)
-        folder = self._folders().descriptor(parent_of(path))
-        temporary = None
-        if not self._merge:
-            try:
-                descriptor = os.open(name, _CREATE, 0o600, dir_fd=folder)
-            except FileExistsError:
-                # An archive that lists a file twice means the later one, as in `tar --append`.
-                temporary = _temporary_name()
-        else:
-            temporary = _temporary_name()
-        if temporary:
-            descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=folder)
-        place = Place(path, descriptor, name, temporary)
-        self._places.add(place)
-        return place
-
-    def _finish(self, place: Place, header: Header, size: int) -> None:
-        """``size`` is what the file is known to have already."""
-        if size != header.size:
             os.truncate(place.descriptor, header.size)
-        attributes.apply(place.descriptor, place.path, header, self._policy, self.notes)
-        if place.temporary:
-            folder = self._folders().descriptor(parent_of(place.path))
-            os.rename(place.temporary, place.name, src_dir_fd=folder, dst_dir_fd=folder)
-        self._places.discard(place)
-        os.close(place.descriptor)
+            attributes.apply(place.descriptor, place.path, header, self._policy, self.notes)
+            if place.temporary:
+                self._name(place.path, place.temporary)
+            self._places.discard(place)
+            os.close(place.descriptor)
+
+    def _create(self, path: str) -> tuple[int, bytes | None]:
+        """An empty file, and its name until it is whole, where something else may stand in its place."""
+        folder = self._folders().descriptor(parent_of(path))
+        if not self._merge:
+            # An archive that lists a file twice means the later one, as in `tar --append`.
+            try:
+                return os.open(last_of(path), _CREATE, 0o600, dir_fd=folder), None
+            except FileExistsError:
+                pass
+        temporary = _temporary_name()
+        return os.open(temporary, _CREATE, 0o600, dir_fd=folder), temporary
+
+    def _name(self, path: str, temporary: bytes) -> None:
+        folder = self._folders().descriptor(parent_of(path))
+        os.rename(temporary, last_of(path), src_dir_fd=folder, dst_dir_fd=folder)
+
+    def _remove(self, path: str, temporary: bytes) -> None:
+        with suppress(OSError):  # gone with its folder: there is nothing left to remove
+            os.unlink(temporary, dir_fd=self._folders().descriptor(parent_of(path)))
 
     def add(self, header: Header) -> None:
         """A folder, a link, a FIFO or a device: made by `finish`."""
@@ -183,13 +191,9 @@ class TreeWriter:
     def close(self) -> None:
         """Let go of all descriptors, and remove files that were not finished."""
         for place in list(self._places):
-            try:
-                if place.temporary:
-                    os.unlink(place.temporary, dir_fd=self._folders().descriptor(parent_of(place.path)))
-            except OSError:
-                pass  # gone with its folder: there is nothing left to remove
-            finally:
-                os.close(place.descriptor)
+            if place.temporary:
+                self._remove(place.path, place.temporary)
+            os.close(place.descriptor)
         self._places.clear()
         for cache in self._caches:
             cache.close()
@@ -338,13 +342,13 @@ def _data(raw: bytes, start: int, length: int) -> Iterator[tuple[int, int]]:
 def _write(descriptor: int, raw: bytes, start: int, length: int, position: int) -> int:
     """Write ``raw[start:start + length]`` at ``position``, its blocks of zeros excepted; returns where that ended."""
     end = position
+    whole = memoryview(raw)
     for offset, size in _data(raw, start, length):
         begin = position + offset
         end = begin + size
-        with memoryview(raw) as whole, whole[start + offset : start + offset + size] as view:
-            done = os.pwrite(descriptor, view, begin)
-            while done < size:
-                done += os.pwrite(descriptor, view[done:], begin + done)
+        done = 0
+        while done < size:
+            done += os.pwrite(descriptor, whole[start + offset + done : start + offset + size], begin + done)
     return end
 
 

@@ -74,7 +74,8 @@ class Unpacker:
         header, start = checked_header(raw, member) if piece.begins else (tar.header_of(member), 0)
         if start + piece.length > len(raw):
             raise ArchiveDamaged(f"{member.path!r} reaches beyond its frame")
-        header = self._choice.renamed(header)
+        if self._choice.stand_ins:
+            header = self._choice.renamed(header)
         if member.type != "f":
             self._writer.add(header)
         elif member.size > FRAME:
