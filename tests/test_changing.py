@@ -300,6 +300,28 @@ async def test_a_file_that_vanished_fails_the_snapshot_or_is_reported(
     assert await paths_of(store, report.id) == {"stays"}
 
 
+@pytest.mark.parametrize("exchanged", ["a", "b", "c"])
+async def test_a_hard_link_that_is_exchanged_for_another_file_is_that_file(
+    store: SnapStore, app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: str
+) -> None:
+    """As rsync does it. The others are still links of one file, and nobody has the content of another."""
+    (app / "a").write_text("old")
+    for name in ("b", "c"):
+        (app / name).hardlink_to(app / "a")
+
+    def exchange() -> None:
+        (app / "new").write_text("newer")
+        (app / "new").rename(app / exchanged)
+
+    between_walk_and_read(monkeypatch, exchange)
+    report = await store.create("blog", app)
+    out = await restored(store, report, tmp_path)
+    assert {name: (out / name).read_text() for name in "abc"} == {**dict.fromkeys("abc", "old"), exchanged: "newer"}
+    first, second = (name for name in "abc" if name != exchanged)
+    assert (out / first).stat().st_ino == (out / second).stat().st_ino != (out / exchanged).stat().st_ino
+    assert [member.type async for member in store.members(report.id)] == ["f", "f", "h", "d"]
+
+
 async def test_a_file_that_vanishes_during_the_walk_is_reported(
     store: SnapStore, app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

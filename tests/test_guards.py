@@ -11,10 +11,12 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,7 +42,7 @@ from snapstore import (
     keys,
     metadata,
 )
-from snapstore.archive import frames, tar, target, toc
+from snapstore.archive import frames, removal, tar, target, toc
 from snapstore.archive.target import Target
 from snapstore.engine import restoring
 from snapstore.errors import TargetConflict, TargetUnwritable
@@ -588,6 +590,64 @@ async def test_restores_into_one_target_come_one_after_the_other(
     assert os.listdir(house.target.parent) == ["target"]
 
 
+async def test_restores_into_one_missing_target_replace_each_other(house: House, beside: SnapStore) -> None:
+    made = await house.create()
+    await beside.sync()
+    for _ in range(10):
+        both = [store.restore(made.id, house.target, existing="replace") for store in (house.store, beside)]
+        await asyncio.gather(*both)
+        assert tree(house.target) == tree(house.app)
+        assert os.listdir(house.target.parent) == ["target"]
+        shutil.rmtree(house.target)
+
+
+async def test_a_child_process_does_not_keep_a_target_locked(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await house.create()
+    lay_out(house.target, "replace")
+    monkeypatch.setattr(restoring, "_PATIENCE", 0.2)
+    children = []
+    publish = Target.publish
+
+    def forks(self: Target, *args: Any) -> None:
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(60)
+            os._exit(0)
+        children.append(pid)
+        publish(self, *args)
+
+    monkeypatch.setattr(Target, "publish", forks)
+    try:
+        for existing in ("replace", "merge", "replace"):
+            await house.store.restore(made.id, house.target, existing=existing)  # type: ignore[arg-type]
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert len(children) == 3
+
+
+async def test_what_is_removed_may_still_be_in_use(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await house.create()
+    lay_out(house.target, "replace")
+    for number in range(50):
+        (house.target / f"{number}").touch()
+    unlink, left = os.unlink, ["removed by others", "added by others"]
+
+    def meddled(name: Any, *, dir_fd: int) -> None:
+        unlink(name, dir_fd=dir_fd)
+        if left and left.pop() == "removed by others":
+            unlink(next(name for name in os.listdir(dir_fd)), dir_fd=dir_fd)
+        elif left:
+            os.close(os.open("log", os.O_CREAT | os.O_WRONLY, dir_fd=dir_fd))
+
+    monkeypatch.setattr(removal.os, "unlink", meddled)
+    report = await house.store.restore(made.id, house.target, existing="replace")
+    assert not left
+    assert report.skipped == ()
+    assert os.listdir(house.target.parent) == ["target"]
+
+
 async def test_a_restore_does_not_wait_for_ever_for_another(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     made = await house.create()
     lay_out(house.target, "replace")
@@ -595,7 +655,7 @@ async def test_a_restore_does_not_wait_for_ever_for_another(house: House, monkey
     with held_open(house.target) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         for existing in BOTH:
-            with pytest.raises(TargetConflict, match="try again when it is done"):
+            with pytest.raises(TargetConflict, match="try again when that is done"):
                 await house.store.restore(made.id, house.target, existing=existing)
     check_as_before(house.target, "replace")
 

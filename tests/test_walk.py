@@ -4,6 +4,8 @@ import asyncio
 import errno
 import os
 import random
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from snapstore import Limits, Progress, SnapStore, SourceUnreadable
+from snapstore.archive import walk
 from snapstore.archive.exclude import Excludes
 from snapstore.archive.frames import FRAME
 from snapstore.archive.pack import Buffers, Packer
@@ -75,6 +78,8 @@ def test_an_archive_is_the_same_however_far_the_walk_is_ahead(tree: Path, ahead:
             packer = Packer(source, walk, Buffers())
             made = []
             for frame in packer.frames():
+                if frame is None:
+                    continue
                 made.append((bytes(frame.buffer[: frame.length]), list(frame.members)))
                 for _ in range(steps):
                     walk.step()
@@ -88,7 +93,7 @@ async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     """Where nothing is walked over before it is packed, but what the first step finds."""
     monkeypatch.setattr(writer, "_MEMBERS_AHEAD", 2)
     monkeypatch.setattr(writer, "most_memory", lambda *_: 0)
-    monkeypatch.setattr(pipeline, "_WALK_SECONDS", 0)
+    monkeypatch.setattr(walk, "_MOMENT", 0)
     async with SnapStore.open(tmp_path / "store", limits=Limits(threads=1)) as opened:
         yield opened
 
@@ -140,6 +145,30 @@ async def test_a_create_that_is_cancelled_while_it_walks_leaves_nothing(
     with pytest.raises(asyncio.CancelledError):
         await creating
     assert kept(tmp_path / "store") == []
+
+
+async def test_a_create_that_finds_nothing_to_pack_can_be_cancelled(
+    store: SnapStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders, links and large files fill no frame before the walk is over."""
+    for number in range(300):
+        (tmp_path / "app" / f"{number}" / "x").mkdir(parents=True)
+    step, begun = Walk.step, threading.Event()
+
+    def slow(self: Walk) -> None:
+        time.sleep(0.01)
+        if self.found > 20:
+            begun.set()
+        step(self)
+
+    monkeypatch.setattr(Walk, "step", slow)
+    creating = asyncio.create_task(store.create("blog", tmp_path / "app"))
+    assert await asyncio.to_thread(begun.wait, 20)
+    creating.cancel()
+    started = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert time.monotonic() - started < 2  # the whole walk takes six seconds
 
 
 @pytest.mark.parametrize("why", ["equal parts", "many parts"])

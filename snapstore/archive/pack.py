@@ -9,6 +9,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from mmap import mmap
 from stat import S_IFREG
 
@@ -72,19 +73,25 @@ class Packer:
         self.entries = 0
         self.content_size = 0
 
-    def frames(self) -> Generator[RawFrame, None, None]:
-        """All frames in order, the end frame last. SourceUnreadable with ``on_error="fail"``."""
+    def frames(self) -> Generator[RawFrame | None, None, None]:
+        """All frames in order, the end frame last; None where a moment was spent on the walk, and nothing is full yet.
+
+        SourceUnreadable with ``on_error="fail"``.
+        """
         walk = self._walk
         while walk.files or not walk.over:
             if not walk.files:
-                walk.step()
+                walk.go_on()
                 self._parent = None  # its descriptor may be closed by now
+                yield None
                 continue
             # Taken from there as they are packed, so that less is kept of the walk as the table of contents grows.
             found = walk.files.popleft()
             if not self._pack_usual(found):
                 yield from self._pack_file(found)
                 self._parent = None
+        for member in self._exchanged_links():
+            yield from self._pack_file(member)
         for links in walk.links.values():
             for member in links:
                 yield from self._add(member, self._encode(member))
@@ -143,7 +150,8 @@ class Packer:
         return True
 
     def _pack_file(self, found: Member) -> Iterator[RawFrame]:
-        """One file; where its name is gone or unreadable, the next of its hard links stands in for it."""
+        """One file; where its name is gone or unreadable, or another file's by now, the next of its hard links stands
+        in for it."""
         names = deque([found, *self._walk.links.pop(found.path, ())])
         while names:
             path = names.popleft().path
@@ -153,7 +161,10 @@ class Packer:
                 self._report(path, error)
                 continue
             try:
+                is_another = os.fstat(descriptor).st_ino != found.ino
                 yield from self._read_file(path, descriptor)
+                if is_another:
+                    continue
                 if names:
                     self._walk.links[path] = [hard_link(member, path) for member in names]
                 return
@@ -162,6 +173,18 @@ class Packer:
                 self._report(path, error)
             finally:
                 os.close(descriptor)
+
+    def _exchanged_links(self) -> list[Member]:
+        """Names of hard links that are those of other files by now, taken out of the links. Those that are gone stay:
+        when they were found, they were there."""
+        exchanged = []
+        for target, links in self._walk.links.items():
+            for member in links:
+                with suppress(OSError):
+                    if self._source.lstat(member.path).st_ino != member.ino:
+                        exchanged.append(member)
+            self._walk.links[target] = [member for member in links if member not in exchanged]
+        return exchanged
 
     def _read_file(self, path: str, descriptor: int) -> Iterator[RawFrame]:
         for _ in range(_TRIES):

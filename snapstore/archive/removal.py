@@ -1,5 +1,6 @@
 """Removing folders of ours, however deep and whatever their modes; links in them are removed, not followed."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -12,6 +13,7 @@ from snapstore.archive.names import TEMPORARY, is_temporary, last_of, parent_of,
 STAGING = f"{TEMPORARY}restore-"
 """How the folder that a restore unpacks into is called; 16 hexadecimal digits follow."""
 _STALE_SECONDS = 60
+_TRIES = 5
 
 
 def remove_stale(folder: str) -> None:
@@ -70,7 +72,17 @@ def is_at(path: str, descriptor: int) -> bool:
 
 
 def _empty(root: int) -> None:
-    """Remove all that is in a folder."""
+    """Remove all that is in a folder, though whoever used it until now may still add and remove something."""
+    for left in reversed(range(_TRIES)):
+        try:
+            _empty_once(root)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or not left:
+                raise
+
+
+def _empty_once(root: int) -> None:
     folders = Folders(root)
     found = [""]
     try:

@@ -31,7 +31,7 @@ class RestoreOptions(NamedTuple):
 
 
 class Restoration:
-    """`open`, write through `writer`, `finish`, `claim`, `publish`; `close` in any case, to remove what was not."""
+    """`open`, write through `writer`, `finish`, `publish`; `close` in any case, to remove what was not published."""
 
     def __init__(self, options: RestoreOptions) -> None:
         self._options = options
@@ -67,12 +67,9 @@ class Restoration:
                 remove(self.target.root, clean_drop(path))
         self.writer.finish()
 
-    def claim(self) -> None:
-        """Nobody else may have what is replaced now. InUse: to be tried again."""
-        self.target.claim()
-
     def publish(self) -> None:
-        """All of it appears."""
+        """All of it appears. InUse, where another restore is in the way: to be tried again."""
+        self.target.claim()
         self.target.publish(self.writer)
 
     def revert(self) -> None:

@@ -150,19 +150,27 @@ class Target:
             self._hold(self._replaced, fcntl.LOCK_EX)
         except FileNotFoundError:
             pass
+        except PermissionError as error:
+            hint = "give yourself permission to read it, as it has to be looked at before it is replaced"
+            raise TargetUnwritable(self.path, reason_of(error), hint) from error
         except OSError as error:
             raise self._unwritable(error) from error
         except InUse:
             self._let_go_of_replaced()
             raise
 
+    def _let_go_of_root(self) -> None:
+        if self.root >= 0:
+            _close(self.root)
+            self.root = -1
+
     def _let_go_of_replaced(self) -> None:
         if self._replaced >= 0:
-            os.close(self._replaced)
+            _close(self._replaced)
             self._replaced = -1
 
     def publish(self, writer: TreeWriter) -> None:
-        """Let what was written appear, with the root folder's metadata."""
+        """Let what was written appear, with the root folder's metadata. InUse, and then nothing has appeared."""
         try:
             if self._staging is None:
                 writer.finish_root(self.root)
@@ -208,8 +216,9 @@ class Target:
     def _move_down(self, staging: str, inside: int) -> None:
         if not is_at(staging, self.root):  # it was removed when it was empty
             os.mkdir(staging, 0o700)
-            os.close(self.root)
-            self.root = os.open(staging, FOLDER_FLAGS)
+            anew = os.open(staging, FOLDER_FLAGS)
+            self._let_go_of_root()
+            self.root = anew
             _lock(self.root, fcntl.LOCK_EX)
         while self._moved:
             name = self._moved.pop()
@@ -224,7 +233,11 @@ class Target:
                 except FileExistsError as error:
                     if self._existing == "refuse":
                         raise TargetNotEmpty(self.path) from error
+                    if self._existing == "replace":
+                        raise InUse from error  # it has appeared since it was claimed
                     raise self._exchanged_by_others() from error
+                if not is_at(self.path, self.root):  # the folder around it was exchanged in that instant
+                    raise self._exchanged_by_others()
                 return
             _sync_file_system(self.root)  # the old tree is removed next: the new one must not be in memory only
             _rename(here, new, here, old, _RENAME_EXCHANGE)
@@ -262,9 +275,8 @@ class Target:
 
     def close(self) -> None:
         """Remove what was not published (or what was replaced), and let go."""
-        if self._published and self.root >= 0:
-            os.close(self.root)  # first, as others may wait for it and the old tree may be large
-            self.root = -1
+        if self._published:
+            self._let_go_of_root()  # first, as others may wait for it and the old tree may be large
         left = self._replaced if self._published else self.root
         if self._staging is not None and left >= 0:
             try:
@@ -274,9 +286,7 @@ class Target:
                 log.warning("could not remove %s", self.left)
         self._staging = None
         self._let_go_of_replaced()
-        if self.root >= 0:
-            os.close(self.root)
-            self.root = -1
+        self._let_go_of_root()
         if not self._published:
             for path in reversed(self._made_parents):
                 with suppress(OSError):  # somebody put something into it
@@ -297,6 +307,12 @@ def _lock(folder: int, how: int) -> None:
         raise InUse from None
     except OSError:
         pass  # a file system without locks
+
+
+def _close(folder: int) -> None:
+    with suppress(OSError):  # a child process may have the descriptor too, and would keep the lock
+        fcntl.flock(folder, fcntl.LOCK_UN)
+    os.close(folder)
 
 
 def _libc() -> ctypes.CDLL:

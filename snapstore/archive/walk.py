@@ -9,6 +9,7 @@ of their own, so that no frame is cut short in between.
 import errno
 import os
 import stat
+import time
 from collections import deque
 from collections.abc import Container
 
@@ -20,6 +21,9 @@ from snapstore.archive.names import MAX_PATH, depth, is_temporary, to_bytes, to_
 from snapstore.archive.source import Source, is_exhausted
 from snapstore.errors import SourceUnreadable, reason_of
 from snapstore.model import Member, MemberType, OnError, Problem
+
+_MOMENT = 0.005
+"""Seconds, after which it is looked whether there is something else to do."""
 
 
 class Walk:
@@ -74,6 +78,13 @@ class Walk:
             self.files.append(following)
         if not self.over:
             self._end()
+
+    def go_on(self) -> None:
+        """Steps, for a moment; one at least."""
+        end = time.monotonic() + _MOMENT
+        self.step()
+        while not self.over and time.monotonic() < end:
+            self.step()
 
     def _list(self, folder: str) -> list[Member | str]:
         """What is in a folder; returns its files and folders that are to be walked, the last one by path first."""

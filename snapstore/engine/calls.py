@@ -6,8 +6,10 @@ call calls in its turn is part of it, and goes on while the store is being close
 """
 
 import asyncio
+import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from contextvars import Context, copy_context
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -17,6 +19,8 @@ from snapstore.errors import InvalidInput, StoreClosed
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+log = logging.getLogger("snapstore")
 
 _OTHER_LOOP = (
     "the store is open on another event loop: open one for this loop too, or hand the call to the other"
@@ -41,6 +45,8 @@ class Calls:
         """Theirs."""
         self._closed = self._over = False
         self._grace: asyncio.Timeout | None = None
+        self._at_most = math.inf
+        """Until when calls may go on once it is closed, however long the grace."""
 
     async def run(
         self, work: Coroutine[Any, Any, T], *, undo: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -71,11 +77,11 @@ class Calls:
         task = asyncio.create_task(work, context=context)
         self._running.add(task)
         self._callers.add(1)
+        cancelled_before = cancellations()
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if task.cancelled() and self._closed and not (caller and caller.cancelling()):
+            if task.cancelled() and self._closed and cancellations() == cancelled_before:
                 raise StoreClosed(_CUT_OFF) from None
             await drop([task])
             if undo is not None and not task.cancelled() and task.exception() is None:
@@ -105,12 +111,11 @@ class Calls:
 
     async def close(self, grace: float) -> None:
         """Refuse new calls, let those under way end within ``grace`` seconds, then cancel them; wait for all."""
-        if asyncio.get_running_loop() is not self._loop and not self._loop.is_closed():
-            raise InvalidInput(_OTHER_LOOP)
+        self.check_loop()
         self._closed = True
         if grace > 0:
             try:
-                async with asyncio.timeout(grace) as self._grace:
+                async with asyncio.timeout_at(min(self._loop.time() + grace, self._at_most)) as self._grace:
                     while self._iterations.count or self._callers.count:
                         await self._iterations.none.wait()
                         await self._callers.none.wait()
@@ -122,13 +127,29 @@ class Calls:
         await drop(self._running)
         await self._callers.none.wait()  # until each caller has taken back what it has to
         for items in tuple(self._generators):  # whoever asks for the next one is told; what they hold is free
-            with suppress(RuntimeError):  # its consumer is closing it
+            try:
                 await items.aclose()
+            except RuntimeError:
+                pass  # its consumer is closing it
+            except Exception:
+                log.warning("what was being read could not be closed", exc_info=True)
+
+    def check_loop(self) -> None:
+        """InvalidInput on another loop, unless this one has ended."""
+        if asyncio.get_running_loop() is not self._loop and not self._loop.is_closed():
+            raise InvalidInput(_OTHER_LOOP)
 
     def hasten(self, grace: float) -> None:
         """Where `close` lets calls end for longer than that, it does not any more."""
+        self._at_most = min(self._at_most, self._loop.time() + grace)
         if self._grace is not None and not self._grace.expired():
-            self._grace.reschedule(min(self._grace.when() or 0.0, self._loop.time() + grace))
+            self._grace.reschedule(min(self._grace.when() or 0.0, self._at_most))
+
+
+def cancellations() -> int:
+    """How often the task that runs was asked to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 class _HasCalls(Protocol):

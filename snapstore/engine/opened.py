@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from snapstore.aio import drop, uninterrupted
 from snapstore.engine.arguments import check_apps, check_duration, check_seconds
-from snapstore.engine.calls import Calls
+from snapstore.engine.calls import Calls, cancellations
 from snapstore.engine.limits import Limits
 from snapstore.engine.syncing import Syncing
 from snapstore.errors import InvalidInput, StoreClosed
@@ -64,7 +64,7 @@ class OpenedStore:
         """Held for each piece of a single file: these need not wait for whole snapshots, nor for another store."""
         self._opening: asyncio.Task[None] | None = None
         self._turning = asyncio.Lock()
-        """Held while it is opened or closed: one after the other."""
+        self._turning_on: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def open(
@@ -109,17 +109,24 @@ class OpenedStore:
             progress=progress,
         )
 
+    def _turn(self) -> asyncio.Lock:
+        """Held while it is opened or closed: one after the other. A lock belongs to the loop that it was waited on."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._turning_on:
+            self._turning, self._turning_on = asyncio.Lock(), loop
+        return self._turning
+
     async def __aenter__(self) -> Self:
-        async with self._turning:
+        async with self._turn():
             if self._opened is not None:
                 raise InvalidInput("the store is open already")
             # In a task of its own, so that closing can end it; and it has tidied up before its caller is cancelled.
             self._opening = asyncio.create_task(self._enter())
+            cancelled_before = cancellations()
             try:
                 await asyncio.shield(self._opening)
             except asyncio.CancelledError:
-                caller = asyncio.current_task()
-                if self._opening.cancelled() and not (caller and caller.cancelling()):
+                if self._opening.cancelled() and cancellations() == cancelled_before:
                     raise StoreClosed("the store was closed while it was being opened") from None
                 await self._take_back_opening(self._opening)
                 raise
@@ -186,8 +193,11 @@ class OpenedStore:
         """
         check_seconds(grace, "grace")
         if self._opening is not None:
+            if self._opening.get_loop() is not asyncio.get_running_loop():
+                raise InvalidInput("the store is being opened on another event loop: close it there")
             self._opening.cancel()
         if self._opened is not None:
+            self._opened.calls.check_loop()
             self._opened.calls.hasten(grace)
         closing = asyncio.create_task(self._close(grace))
         try:
@@ -199,7 +209,7 @@ class OpenedStore:
             raise
 
     async def _close(self, grace: float) -> None:
-        async with self._turning:  # a second one waits for the first, and both for an opening
+        async with self._turn():  # a second one waits for the first, and both for an opening
             if self._opened is not None:
                 await self._close_opened(self._opened, grace)
 

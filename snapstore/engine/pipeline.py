@@ -6,7 +6,6 @@ not wait for all of it, and how much there is becomes known early all the same.
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Coroutine, Iterator
 from typing import Any, NamedTuple
@@ -24,8 +23,6 @@ from snapstore.objectstore import ObjectStore
 
 _BYTES_A_MEMBER = 2048
 """Headers and line in the table of contents, generously: to choose the size of parts, and to ask for memory."""
-_WALK_SECONDS = 0.005
-"""How long the walk goes on before it is seen whether there is something else to do."""
 
 
 def archive_size(walk: Walk) -> int:
@@ -78,10 +75,10 @@ class Pipeline:
                 if more:
                     async with self._limits.pace.work():
                         raw = await self._limits.files.run(_next, raw_frames)
-                    if raw is None:
-                        more = False
-                    else:
+                    if isinstance(raw, RawFrame):
                         sealing.append(self._limits.compute.start(self._seal, raw))
+                    else:
+                        more = raw
                 if sealing and (len(sealing) > _depth(self._limits) or not more):
                     await self._walk_until(self._pass_on(sealing, connecting))
         finally:
@@ -120,7 +117,7 @@ class Pipeline:
         try:
             while not self._walk.over and not task.done():
                 async with self._limits.pace.work():
-                    await self._limits.files.run(_walk_on, self._walk)
+                    await self._limits.files.run(self._walk.go_on)
             if self._walk.over:
                 self._walked.set()
             await task
@@ -137,13 +134,8 @@ class Pipeline:
                 self._size_is_known = True
 
 
-def _next(raw_frames: Iterator[RawFrame]) -> RawFrame | None:
-    return next(raw_frames, None)
-
-
-def _walk_on(walk: Walk) -> None:
-    """A step at least."""
-    end = time.monotonic() + _WALK_SECONDS
-    walk.step()
-    while not walk.over and time.monotonic() < end:
-        walk.step()
+def _next(raw_frames: Iterator[RawFrame | None]) -> RawFrame | bool:
+    """The next frame; where there is none, whether there may be one later."""
+    for raw in raw_frames:
+        return True if raw is None else raw
+    return False

@@ -21,15 +21,13 @@ _LOOK_AGAIN = 0.05
 async def restoring(limits: Limits, options: RestoreOptions, memory: int) -> AsyncIterator[Restoration]:
     """A restoration to write through; what was written appears when the block ends without an error."""
     restoration = Restoration(options)
-    run = limits.files.run
     try:
         async with limits.admit(memory):
             await _patiently(limits, restoration.open, options.target)
             yield restoration
-            await run(restoration.finish)
-            await _patiently(limits, restoration.claim, options.target)
+            await limits.files.run(restoration.finish)
             try:
-                await run(restoration.publish)
+                await _patiently(limits, restoration.publish, options.target)
             except BaseException:
                 # Cancelled while it appeared: the thread has ended that by now, and it is taken back.
                 await limits.files.finish(restoration.revert)
@@ -49,7 +47,8 @@ async def _patiently(limits: Limits, step: Callable[[], None], target: str) -> N
                 raise TargetConflict(
                     ".",
                     target,
-                    f"another restore has been writing to {target!r} for a minute: try again when it is done",
+                    f"{target!r} has been locked for a minute (flock), by another restore into it or by a program of"
+                    " yours: try again when that is done",
                 ) from None
         await asyncio.sleep(_LOOK_AGAIN)
 

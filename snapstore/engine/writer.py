@@ -143,7 +143,6 @@ class SnapshotWriter:
         assert self._source is not None
         packer = Packer(self._source, walk, Buffers(), on_error=self._request.on_error)
         builder = TocBuilder(self._id, self._request.app, self._request.labels, self._created_at)
-        self._uploading = True
         async with ArchiveUpload(self._store, self._key, self._part_size(walk)) as upload:
             ends = Ends(walk, packer, builder, upload)
             pipeline = Pipeline(
@@ -152,6 +151,7 @@ class SnapshotWriter:
             await pipeline.run(connecting)
             trailer = await self._limits.compute.run(builder.finish)
             await upload.write(trailer.content)
+            self._uploading = True
             await upload.finish()
         return self._describe(walk, packer, upload.size, trailer), packer
 
