@@ -43,6 +43,7 @@ from snapstore import (
     metadata,
 )
 from snapstore.archive import frames, removal, tar, target, toc
+from snapstore.archive.folders import Folders
 from snapstore.archive.target import Target
 from snapstore.engine import restoring
 from snapstore.errors import TargetConflict, TargetUnwritable
@@ -695,6 +696,22 @@ def held_open(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def test_a_folder_that_was_closed_is_not_given_again(tmp_path: Path) -> None:
+    """A cache of few descriptors must forget the one that it gave last when it closes it."""
+    deep = "/".join(["d"] * 40)
+    (tmp_path / "a").mkdir()
+    (tmp_path / deep).mkdir(parents=True)
+    with held_open(tmp_path) as root:
+        folders = Folders(root)
+        for _ in range(3):
+            assert os.path.samestat(os.fstat(folders.descriptor("a")), os.stat(tmp_path / "a"))
+            with pytest.raises(FileNotFoundError):
+                folders.descriptor(f"{deep}/missing")
+        assert os.path.samestat(os.fstat(folders.descriptor(deep)), os.stat(tmp_path / deep))
+        folders.close()
+        assert folders.descriptor("") == root
 
 
 # What a restore that was killed leaves.

@@ -27,7 +27,8 @@ from snapstore.model import Caps, MemberType
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_ID = 2**32 - 2  # the next one means "leave it as it is" to chown(2)
 _NO_NAMES = frozenset(["", ".", ".."])
-_ZEROS = bytes(4096)
+_BLOCK = 4096
+_ZEROS = bytes(_BLOCK)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
 
@@ -318,14 +319,16 @@ def find_conflict(root: int, members: Iterable[tuple[str, MemberType]], target: 
         folders.close()
 
 
-def _data(raw: bytes, start: int, length: int) -> Iterator[tuple[int, int]]:
+def _data(raw: bytes, start: int, length: int) -> Iterable[tuple[int, int]]:
     """Runs (offset, size) of ``raw[start:start + length]`` that are not blocks of zeros."""
-    block = len(_ZEROS)
     # Where each block ends, nearly every file has something: that is asked first, as it takes no time.
-    if 0 not in raw[start + block - 1 : start + length : block] or raw.find(_ZEROS, start, start + length) < 0:
-        if length:
-            yield 0, length
-        return
+    if 0 not in raw[start + _BLOCK - 1 : start + length : _BLOCK] or raw.find(_ZEROS, start, start + length) < 0:
+        return ((0, length),) if length else ()
+    return _runs(raw, start, length)
+
+
+def _runs(raw: bytes, start: int, length: int) -> Iterator[tuple[int, int]]:
+    block = _BLOCK
     begun = -1
     for offset in range(0, length, block):
         size = min(block, length - offset)

@@ -25,15 +25,21 @@ class Folders:
         self._root = root
         self._make = make
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._last = "", root
+        """The one that was asked for last, as most are several times in a row."""
 
     def descriptor(self, path: str) -> int:
         """The folder at ``path`` (``""`` or ``.``: the root), valid until the next call. OSError as from ``open``."""
+        if path == self._last[0]:
+            return self._last[1]
         if path in ("", "."):
             return self._root
         found = self._open.get(path)
         if found is not None:
             self._open.move_to_end(path)
+            self._last = path, found
             return found
+        self._last = "", self._root  # whatever is opened next may close it
         # The nearest ancestor that is open, then downwards: a loop, for trees deeper than Python's stack.
         missing = [path]
         parent = parent_of(path)
@@ -43,6 +49,7 @@ class Folders:
         current = self._open[parent] if parent else self._root
         for folder in reversed(missing):
             current = self._open_child(current, folder)
+        self._last = path, current
         return current
 
     def _open_child(self, parent: int, path: str) -> int:
@@ -61,6 +68,7 @@ class Folders:
         return opened
 
     def close(self) -> None:
+        self._last = "", self._root
         while self._open:
             _, descriptor = self._open.popitem()
             with contextlib.suppress(OSError):  # nothing was written through a folder's descriptor

@@ -63,7 +63,8 @@ class Unpacker:
         """Write what is wanted of a frame; returns how many members it began, and how many bytes it wrote."""
         raw = frames.open_frame(compressed, wanted.frame.entry)
         pieces = list(wanted.pieces())
-        began, written = sum(piece.begins for piece in pieces), sum(piece.length for piece in pieces)
+        began = len(pieces) - (wanted.continues is not None)
+        written = sum([piece.length for piece in pieces])
         with self._turns.take(began, written):
             for piece in pieces:
                 self._write(piece, raw)
