@@ -698,6 +698,33 @@ def held_open(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("existing", ["refuse", "merge", "replace"])
+@pytest.mark.parametrize("around", [(0, 0, 0o755), (0, 1000, 0o2777), (1000, 0, 0o2755), (0, 1000, 0o755)])
+async def test_files_have_their_owners_whatever_those_of_the_folders_around_are(
+    house: House, existing: Existing, around: tuple[int, int, int]
+) -> None:
+    """What is made in a folder with setgid has its group; only where it is known is an owner not set."""
+    owners = {f"{user}-{group}": (user, group) for user in (0, 1000) for group in (0, 1000, 5)}
+    for folder in (house.app, house.app / "inner"):
+        folder.mkdir(exist_ok=True)
+        for name, owner in owners.items():
+            (folder / name).write_text(name)
+            os.chown(folder / name, *owner)
+    user, group, mode = around
+    os.chown(house.target.parent, user, group)
+    house.target.parent.chmod(mode)
+    if existing != "refuse":
+        lay_out(house.target, "replace")
+        os.chown(house.target, user, group)
+        house.target.chmod(mode)
+    made = await house.create()
+    await house.store.restore(made.id, house.target, existing=existing)
+    for folder in (house.target, house.target / "inner"):
+        found = {name: (status.st_uid, status.st_gid) for name in owners if (status := os.stat(folder / name))}
+        assert found == owners
+
+
 def test_a_folder_that_was_closed_is_not_given_again(tmp_path: Path) -> None:
     """A cache of few descriptors must forget the one that it gave last when it closes it."""
     deep = "/".join(["d"] * 40)

@@ -11,6 +11,7 @@ their modes and times last. In a merge a file is written under a temporary name 
 import errno
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,8 @@ class TreeWriter:
         """``target`` is what errors call it."""
         self._root = root
         self._policy = policy
+        self._born = None if merge else _owner_of_what_is_made_in(root)
+        self._policy_of_born = policy._replace(owner=False)
         self._merge = merge
         self._target = target
         self._caps = caps or Caps()
@@ -75,7 +78,9 @@ class TreeWriter:
             try:
                 if _write(descriptor, raw, start, header.size, 0) != header.size:
                     os.truncate(descriptor, header.size)
-                attributes.apply(descriptor, path, header, self._policy, self.notes)
+                belongs = (header.uid, header.gid) == self._born
+                policy = self._policy_of_born if belongs else self._policy
+                attributes.apply(descriptor, path, header, policy, self.notes)
                 if temporary:
                     self._name(path, temporary)
             except BaseException:
@@ -276,6 +281,18 @@ class TreeWriter:
         if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
             return TargetUnwritable(path, reason, "the target's file system cannot hold that name")
         return TargetUnwritable(path, reason, "check the target's permissions and its disk")
+
+
+def _owner_of_what_is_made_in(root: int) -> tuple[int, int] | None:
+    """User and group that files have which are made below ``root``, a new folder of ours that nobody else gets into.
+
+    They need not be set where they are right already, as each call costs. None where what is made in a folder has its
+    group (setgid), or where the file system gives another owner than ours, as NFS does to root.
+    """
+    status = os.fstat(root)
+    ours = os.geteuid(), os.getegid()
+    as_ours = (status.st_uid, status.st_gid) == ours and not status.st_mode & stat.S_ISGID
+    return ours if as_ours else None
 
 
 def check_path(raw: bytes, *, root: bool = False, what: str = "is called") -> str:
