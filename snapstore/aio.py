@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -69,9 +69,7 @@ class Workers:
         When cancelled, a job that has not begun is dropped and one that has begun is waited for; jobs are therefore
         short, or have a flag that makes them end early.
         """
-        # With the caller's context: what is logged in the thread is said to be of the caller's operation.
-        context = contextvars.copy_context()
-        began = self._pool.submit(lambda: context.run(job, *args, **kwargs))
+        began = self._submit(job, *args, **kwargs)
         future = asyncio.wrap_future(began)
         try:
             return await asyncio.shield(future)
@@ -82,13 +80,17 @@ class Workers:
 
     async def finish(self, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """`run` for what tidies up: done whatever happens meanwhile, and a cancellation comes out afterwards."""
-        context = contextvars.copy_context()
-        future = asyncio.wrap_future(self._pool.submit(lambda: context.run(job, *args, **kwargs)))
+        future = asyncio.wrap_future(self._submit(job, *args, **kwargs))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             await _settled(future)
             raise
+
+    def _submit(self, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        # With the caller's context: what is logged in the thread is said to be of the caller's operation.
+        context = contextvars.copy_context()
+        return self._pool.submit(lambda: context.run(job, *args, **kwargs))
 
     async def run_stoppable(
         self, stop: threading.Event, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -187,6 +189,12 @@ async def completed(step: Coroutine[Any, Any, T]) -> T:
         if not outcome:
             raise
     return outcome[0]
+
+
+def cancellations() -> int:
+    """How often the task that runs was asked to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 async def _settled(future: "asyncio.Future[T]") -> None:

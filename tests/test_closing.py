@@ -3,7 +3,8 @@
 import asyncio
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextvars import Context, ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,21 @@ async def test_closing_waits_for_what_takes_back_a_call_whose_caller_was_cancell
     assert undone
     with pytest.raises(asyncio.CancelledError):
         await calling
+
+
+async def test_items_of_one_iteration_share_a_context_though_it_is_empty() -> None:
+    """What the generator sets while it makes one holds for the next, such as the operation that they are of."""
+    known: ContextVar[int] = ContextVar("known", default=0)
+
+    async def items() -> AsyncGenerator[int, None]:
+        known.set(1)
+        yield known.get()
+        yield known.get()
+
+    async def given() -> list[int]:
+        return [item async for item in Calls().each(items())]
+
+    assert await asyncio.create_task(given(), context=Context()) == [1, 1]
 
 
 async def test_of_two_closes_in_one_instant_the_shorter_time_holds(store: SnapStore, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from contextvars import Context, copy_context
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from snapstore.aio import Tidying, drop, tidying, uninterrupted
+from snapstore.aio import Tidying, cancellations, drop, tidying, uninterrupted
 from snapstore.errors import InvalidInput, StoreClosed
 
 T = TypeVar("T")
@@ -72,7 +72,8 @@ class Calls:
         undo: Callable[[], Coroutine[Any, Any, None]] | None = None,
         context: Context | None = None,
     ) -> T:
-        context = context or copy_context()
+        if context is None:  # an empty one counts as false
+            context = copy_context()
         context.run(tidying.set, Tidying())
         task = asyncio.create_task(work, context=context)
         self._running.add(task)
@@ -144,12 +145,6 @@ class Calls:
         self._at_most = min(self._at_most, self._loop.time() + grace)
         if self._grace is not None and not self._grace.expired():
             self._grace.reschedule(min(self._grace.when() or 0.0, self._at_most))
-
-
-def cancellations() -> int:
-    """How often the task that runs was asked to end."""
-    task = asyncio.current_task()
-    return task.cancelling() if task is not None else 0
 
 
 class _HasCalls(Protocol):

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from weakref import WeakValueDictionary
 
-from snapstore.aio import drop, uninterrupted
+from snapstore.aio import cancellations, drop, uninterrupted
 from snapstore.engine.arguments import check_apps, check_duration, check_seconds
-from snapstore.engine.calls import Calls, cancellations
+from snapstore.engine.calls import Calls
 from snapstore.engine.limits import Limits
 from snapstore.engine.syncing import Syncing
 from snapstore.errors import InvalidInput, StoreClosed
