@@ -164,8 +164,8 @@ class Stored:
             for path in paths or (".",):
                 came, was = (corpora.describe(root / path) for root in (folder, self._corpus.folder))
                 if came.digest != was.digest:
-                    packed = self._corpus.used.digest if path == "." else was.digest
-                    why = "" if packed == was.digest else " (the source was changed while it was measured)"
+                    is_changed = path == "." and was.digest != self._corpus.used.digest
+                    why = " (the source was changed while it was measured)" if is_changed else ""
                     raise Failed(
                         f"{folder / path} is not what was packed: {came.files:,} files of {came.size:,} bytes, instead"
                         f" of {was.files:,} of {was.size:,}{why}"

@@ -345,11 +345,10 @@ def _data(raw: bytes, start: int, length: int) -> Iterable[tuple[int, int]]:
 
 
 def _runs(raw: bytes, start: int, length: int) -> Iterator[tuple[int, int]]:
-    block = _BLOCK
     begun = -1
-    for offset in range(0, length, block):
-        size = min(block, length - offset)
-        if raw.startswith(_ZEROS if size == block else _ZEROS[:size], start + offset):
+    for offset in range(0, length, _BLOCK):
+        size = min(_BLOCK, length - offset)
+        if raw.startswith(_ZEROS if size == _BLOCK else _ZEROS[:size], start + offset):
             if begun >= 0:
                 yield begun, offset - begun
                 begun = -1

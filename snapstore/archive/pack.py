@@ -9,7 +9,6 @@ import errno
 import os
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from mmap import mmap
 from stat import S_IFREG
 
@@ -161,7 +160,7 @@ class Packer:
                 self._report(path, error)
                 continue
             try:
-                is_another = os.fstat(descriptor).st_ino != found.ino
+                is_another = names and os.fstat(descriptor).st_ino != found.ino
                 yield from self._read_file(path, descriptor)
                 if is_another:
                     continue
@@ -177,14 +176,19 @@ class Packer:
     def _exchanged_links(self) -> list[Member]:
         """Names of hard links that are those of other files by now, taken out of the links. Those that are gone stay:
         when they were found, they were there."""
-        exchanged = []
-        for target, links in self._walk.links.items():
+        exchanged: list[Member] = []
+        for links in self._walk.links.values():
+            kept: list[Member] = []
             for member in links:
-                with suppress(OSError):
-                    if self._source.lstat(member.path).st_ino != member.ino:
-                        exchanged.append(member)
-            self._walk.links[target] = [member for member in links if member not in exchanged]
+                (exchanged if self._is_exchanged(member) else kept).append(member)
+            links[:] = kept
         return exchanged
+
+    def _is_exchanged(self, member: Member) -> bool:
+        try:
+            return self._source.lstat(member.path).st_ino != member.ino
+        except OSError:
+            return False
 
     def _read_file(self, path: str, descriptor: int) -> Iterator[RawFrame]:
         for _ in range(_TRIES):
